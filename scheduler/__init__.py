@@ -1,0 +1,12 @@
+"""Tessera: decide once on the whole cluster, commit once in a ledger, execute once in one API write."""
+
+PREFIX = "tessera.dev/"
+SCHEDULER_NAME = "tessera"
+GATE = PREFIX + "hold"
+ALLOCATION = PREFIX + "allocation"
+REQUEST = PREFIX + "request"
+TOUCH = PREFIX + "touch"
+RETRY = PREFIX + "retry"
+GPU = "nvidia.com/gpu"
+MIG_PREFIX = "nvidia.com/mig-"
+SHARE = PREFIX + "share"

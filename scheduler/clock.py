@@ -1,0 +1,110 @@
+"""Time as a value that is passed in: the real clock, and a loop whose time jumps to the next timer.
+
+Invariant: nothing in this project reads the time, sleeps or waits but through a Clock, so that a whole run can be
+repeated exactly and an hour takes a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the shell may know of time."""
+
+    def wall_us(self) -> int:
+        """Microseconds since 1970, for records people read; may jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back, for deadlines."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait this long."""
+        ...
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once after this long, on the running loop."""
+        ...
+
+
+class RealClock:
+    """The machine's clocks."""
+
+    def wall_us(self) -> int:
+        """Microseconds since 1970."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Seconds since some start."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait this long."""
+        await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once after this long."""
+        return asyncio.get_running_loop().call_later(seconds, call)
+
+
+class LoopClock:
+    """A clock that follows its event loop: on a VirtualLoop time is virtual, wall time included."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, epoch_us: int = 1_767_225_600_000_000) -> None:
+        """Start wall time at `epoch_us` (default 2026-01-01T00:00:00Z) when the loop's time is 0."""
+        self._loop = loop
+        self._epoch_us = epoch_us
+
+    def wall_us(self) -> int:
+        """Microseconds since 1970, as the loop has it."""
+        return self._epoch_us + round(self._loop.time() * 1_000_000)
+
+    def monotonic(self) -> float:
+        """Seconds of the loop."""
+        return self._loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait this long in the loop's time."""
+        await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once after this long in the loop's time."""
+        return self._loop.call_later(seconds, call)
+
+
+class _JumpSelector(selectors.SelectSelector):
+    """Waits for nothing: where a real selector would block until a timer, time jumps to that timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise RuntimeError("virtual loop: every task waits and no timer is set; the program is stuck")
+        ready = super().select(0)
+        if not ready:
+            self.now += max(timeout, 0.0)
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time: `await asyncio.sleep(3600)` returns at once, in order, deterministically.
+
+    Threads and sockets are not for it: what happens outside the loop takes no virtual time.
+    """
+
+    def __init__(self) -> None:
+        """Start at time 0."""
+        self._jumper = _JumpSelector()
+        super().__init__(self._jumper)
+
+    def time(self) -> float:
+        """Seconds since the loop was made."""
+        return self._jumper.now

@@ -1,0 +1,1 @@
+"""Masks, scores, verdicts and the choice of devices: pure functions on columns."""

@@ -1,0 +1,43 @@
+"""The error tree: every error a caller may see has a stable dotted code and a sentence that names the next step."""
+
+from __future__ import annotations
+
+
+class TesseraError(Exception):
+    """Something went wrong that a person can act on.
+
+    Attributes:
+        code: stable dotted code, such as `store.newer`.
+    """
+
+    code = "internal"
+
+
+class ConfigError(TesseraError):
+    """The configuration cannot be used as it stands."""
+
+    code = "config.invalid"
+
+
+class StoreError(TesseraError):
+    """The ledger's database cannot be used, or a commit did not happen."""
+
+    code = "store.failed"
+
+
+class ConflictError(StoreError):
+    """The row in the database is not the one this change was made from; nothing was written."""
+
+    code = "store.conflict"
+
+
+class OccupiedError(TesseraError):
+    """Another Tessera already works on this database or this cluster."""
+
+    code = "start.occupied"
+
+
+class NotReadyError(TesseraError):
+    """Tessera is starting, or its view of the cluster is stale."""
+
+    code = "inventory.stale"

@@ -1,0 +1,1 @@
+"""The API server: the port everybody speaks to, the real one behind it, and the reflector on top."""

@@ -1,0 +1,1 @@
+"""What is promised to whom: the life cycle, the journal and the rules that keep them true. Pure."""

@@ -1,0 +1,1 @@
+"""The ledger on disk: schema, migrations and the one writer."""
