@@ -1,0 +1,1 @@
+"""Benches, and the real control plane that benches and tests start; may import everything, nothing imports it."""
