@@ -149,6 +149,7 @@ class Pod:
     deleting: bool = False  # has a deletionTimestamp; still holds what it has
     gates: tuple[str, ...] = ()
     nominated: str = ""
+    unschedulable: bool = False  # condition PodScheduled is False with reason Unschedulable: kube-scheduler parked it
     touch: int = 0  # epoch up to which bindings in flight are void
     tokens: tuple[tuple[str, int], ...] = ()  # device resources asked, sorted, as the node must book them
     allocation: Allocation | None = None  # as written by the Binding; None where absent or unreadable
