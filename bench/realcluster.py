@@ -83,11 +83,7 @@ class RealCluster:
 
     async def __aenter__(self) -> Self:
         """Start."""
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
+        await self.start()
         return self
 
     async def __aexit__(
@@ -108,8 +104,16 @@ class RealCluster:
         """Start etcd and kube-apiserver, apply `deploy/`, and wait until admission policies act.
 
         Raises:
-            UnavailableError: a program ended or was not ready within a minute; its log's end is in the text.
+            UnavailableError: a program ended or was not ready within a minute; its log's end is in the text. What was
+                started is stopped again.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
         self._write_identities()
         await self.start_etcd()
         await self.start_api_server()

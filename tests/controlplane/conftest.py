@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 NUMBERS = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
