@@ -1,0 +1,121 @@
+"""Every policy by its name, which is also its key in the configuration: a new policy is one line here.
+
+Invariant: each mask has one reason word for the nodes it rejects, so that what people read is a constant; and masks
+run from what never changes to what changes often, so that the last mask reached is what a request waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from policies import fit, packing
+from policies.columns import Ask, BoolArray, FloatArray, Mix, Snapshot
+
+Mask: TypeAlias = Callable[[Snapshot, Ask, Mix], BoolArray]
+Score: TypeAlias = Callable[[Snapshot, Ask, Mix], FloatArray]
+Tier: TypeAlias = tuple[tuple[str, float], ...]
+
+MASKS: dict[str, Mask] = {
+    "in-service": fit.in_service,
+    "allowed": fit.allowed,
+    "mig-profile": fit.mig_profile,
+    "whole-gpu-kind": fit.whole_gpu_kind,
+    "init-only": fit.init_only,
+    "model": fit.model_fit,
+    "gpu-count": fit.gpu_count,
+    "host-size": fit.host_size,
+    "named-devices": fit.named_devices,
+    "healthy": fit.healthy,
+    "devices-free": fit.devices_free,
+    "cpu-memory": fit.cpu_memory,
+}
+
+REASONS: dict[str, str] = {
+    "in-service": "InventoryStale",
+    "allowed": "NoMatchingNode",
+    "mig-profile": "MigProfileUnplaceable",
+    "whole-gpu-kind": "SharingNotAllowed",
+    "init-only": "InvalidRequest",
+    "model": "GpuModelMismatch",
+    "gpu-count": "ExceedsNodeSize",
+    "host-size": "ExceedsNodeSize",
+    "named-devices": "InventoryStale",
+    "healthy": "GpuUnhealthy",
+    "devices-free": "GpusBusy",
+    "cpu-memory": "WaitingForCapacity",
+}
+"""The per-node word for a node whose first failing mask is this one."""
+
+SCORES: dict[str, Score] = {
+    "fill-gpus": packing.fill_gpus,
+    "fill-host": packing.fill_host,
+    "keep-scarce": packing.keep_scarce,
+    "spread": packing.spread,
+}
+
+DEFAULT_MASKS = TURN_MASKS = tuple(MASKS)
+"""What a decision on the whole cluster must pass."""
+
+FILTER_MASKS = tuple(name for name in MASKS if name not in {"allowed", "host-size", "cpu-memory"})
+"""What /filter judges: kube-scheduler has just judged place, cpu and memory itself, on a fresher view."""
+
+DEFAULT_TIERS: tuple[Tier, ...] = ((("keep-scarce", 1.0),), (("fill-gpus", 1.0),), (("fill-host", 1.0),))
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The masks in their order and the scores in their tiers, as an operator may choose them.
+
+    Attributes:
+        masks: all of `MASKS`, each once; the order decides which mask is named as a node's first failing one.
+        tiers: first tier first; (score, weight) pairs, weights count inside their tier only.
+    """
+
+    masks: tuple[str, ...] = DEFAULT_MASKS
+    tiers: tuple[Tier, ...] = DEFAULT_TIERS
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+            ValueError: an unknown, doubled or missing name, or a weight that is not above 0; it lists legal names.
+        """
+        legal = f"legal names: {', '.join(MASKS)}"
+        if unknown := [name for name in self.masks if name not in MASKS]:
+            raise ValueError(f"policy.masks: there is no mask {unknown[0]!r}; {legal}")
+        if missing := [name for name in MASKS if name not in self.masks]:
+            raise ValueError(f"policy.masks: {missing[0]!r} is missing; masks keep placements safe, reorder them only")
+        if len(set(self.masks)) != len(self.masks):
+            raise ValueError(f"policy.masks: a mask is named twice; {legal}")
+        legal = f"legal names: {', '.join(SCORES)}"
+        named = [name for tier in self.tiers for name, _ in tier]
+        if unknown := [name for name in named if name not in SCORES]:
+            raise ValueError(f"policy.tiers: there is no score {unknown[0]!r}; {legal}")
+        if len(set(named)) != len(named) or not all(self.tiers):
+            raise ValueError(f"policy.tiers: a score is named twice, or a tier is empty; {legal}")
+        if any(not 0 < weight < float("inf") for tier in self.tiers for _, weight in tier):
+            raise ValueError("policy.tiers: a weight must be a number above 0")
+
+
+def read_policies(
+    masks: Sequence[str] | None = None, tiers: Sequence[Sequence[str] | Mapping[str, float]] | None = None
+) -> Policies:
+    """Make Policies from configuration; None stands for the default.
+
+    Args:
+        masks: all mask names in the wanted order.
+        tiers: per tier either names (equal weights) or name -> weight.
+
+    Raises:
+        ValueError: see Policies.
+    """
+    return Policies(
+        masks=DEFAULT_MASKS if masks is None else tuple(masks),
+        tiers=DEFAULT_TIERS
+        if tiers is None
+        else tuple(
+            tuple(tier.items()) if isinstance(tier, Mapping) else tuple((name, 1.0) for name in tier) for tier in tiers
+        ),
+    )
