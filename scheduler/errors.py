@@ -31,6 +31,24 @@ class ConflictError(StoreError):
     code = "store.conflict"
 
 
+class NewerError(StoreError):
+    """The database was written by a newer Tessera than this one."""
+
+    code = "store.newer"
+
+
+class CorruptError(StoreError):
+    """The database is damaged and must not be written to."""
+
+    code = "store.corrupt"
+
+
+class BusyError(StoreError):
+    """Too many commits wait already; try again."""
+
+    code = "store.busy"
+
+
 class OccupiedError(TesseraError):
     """Another Tessera already works on this database or this cluster."""
 

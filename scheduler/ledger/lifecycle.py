@@ -54,6 +54,9 @@ SPENDS: dict[E, str] = {E.VOID: "attempts", E.RECLAIM: "reclaims"}
 ATTEMPTS_MAX = 5
 """Voided reservations after which a Request is FAILED."""
 
+RECLAIMS_MAX = 3
+"""Times one workload's pod may be reclaimed; after that it is left alone."""
+
 TERMINAL = frozenset({S.RELEASED, S.EXPIRED, S.CANCELLED, S.REJECTED, S.FAILED})
 """States that absorb: a pod that lives on gets a new life, with epoch + 1, through the edges of None."""
 

@@ -130,3 +130,4 @@ class Change:
     after: Row
     entry: Entry
     credit: Credit | None = None  # new state of the workload's credit, where the event touches it
+    credit_before: Credit | None = None  # what it was, so that a failed commit can be undone
