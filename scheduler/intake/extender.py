@@ -1,0 +1,79 @@
+"""Bodies of the extender protocol's requests: PascalCase keys, exactly as kube-scheduler writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from scheduler.errors import TesseraError
+from scheduler.model.pod import Pod
+
+from .pod import read_pod
+
+
+class BadBody(TesseraError):  # noqa: N818 - it says what came
+    """A request body that is not one of kube-scheduler's."""
+
+    code = "extender.malformed"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterArgs:
+    """Body of /filter and /prioritize: the pod and the nodes that passed so far."""
+
+    pod: Pod
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BindArgs:
+    """Body of /bind."""
+
+    name: str
+    namespace: str
+    uid: str
+    node: str
+
+
+def read_filter(body: bytes) -> FilterArgs:
+    """Return what /filter or /prioritize was sent. Raises BadBody."""
+    raw = _object(body)
+    pod = raw.get("Pod")
+    if not isinstance(pod, Mapping):
+        raise BadBody("Pod must be a pod object; send what kube-scheduler sends to an extender.")
+    names = raw.get("NodeNames")
+    if names is None and raw.get("Nodes") is not None:
+        raise BadBody("Nodes came without NodeNames; set nodeCacheCapable: true for this extender.")
+    if not isinstance(names, list) or not set(map(type, names)) <= {str}:
+        raise BadBody("NodeNames must be a list of node names; send what kube-scheduler sends to an extender.")
+    return FilterArgs(pod=read_pod(pod), names=names)
+
+
+def read_bind(body: bytes) -> BindArgs:
+    """Return what /bind was sent. Raises BadBody."""
+    raw = _object(body)
+    return BindArgs(
+        name=_name(raw, "PodName"),
+        namespace=_name(raw, "PodNamespace"),
+        uid=_name(raw, "PodUID"),
+        node=_name(raw, "Node"),
+    )
+
+
+def _object(body: bytes) -> Mapping[str, object]:
+    try:
+        raw = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadBody(f"the body is not JSON ({error}); send what kube-scheduler sends to an extender.") from error
+    if not isinstance(raw, Mapping):
+        raise BadBody("the body must be a JSON object; send what kube-scheduler sends to an extender.")
+    return raw
+
+
+def _name(raw: Mapping[str, object], key: str) -> str:
+    found = raw.get(key)
+    if not isinstance(found, str) or not found:
+        raise BadBody(f"{key} must be a name; send what kube-scheduler sends to an extender.")
+    return found

@@ -1,0 +1,156 @@
+"""Pod objects to the model. Never raises: what cannot be read becomes the Request's refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scheduler import ALLOCATION, PREFIX, SCHEDULER_NAME, TOUCH
+from scheduler.model.pod import AMOUNT_MAX, Amounts, DeviceAsk, Pod, Request, Selection
+
+from .allocation import read_allocation
+from .demand import amounts_and_tokens, pod_total, read_needs
+from .devices import read_devices
+from .reading import Reader, Unreadable, integer, mapping, name, sequence, shown, text
+from .selection import read_selection
+from .times import micros
+from .wishes import read_wishes
+
+QUEUE = PREFIX + "queue"
+_PRIORITY_MAX = 2**31 - 1
+_TOUCH_DIGITS = 18  # below AMOUNT_MAX
+
+
+def read_pod(raw: Mapping[str, object]) -> Pod:
+    """Return a pod as Tessera sees it.
+
+    Args:
+        raw: the Pod object, from the API server or an extender body; any JSON is accepted.
+
+    Returns:
+        A Pod whose `request.refusal` tells the first thing that could not be read or granted. A pod without uid has
+        the uid "". Amounts and tokens are as good as they could be read even then, so that a bound pod is booked.
+    """
+    reader = Reader()
+    raw = reader.mapping(raw, "the pod")
+    meta = reader.mapping(raw.get("metadata"), "metadata")
+    spec = reader.mapping(raw.get("spec"), "spec")
+    status = reader.mapping(raw.get("status"), "status")
+    notes = _texts(meta, "annotations", reader)
+    phase = reader.name(status.get("phase"), "phase") or "Pending"
+    terminal = phase in {"Succeeded", "Failed"}
+    needs = read_needs(spec, status, reader)
+    amounts, tokens = amounts_and_tokens(pod_total(spec, status, needs, reader), reader)
+    devices = read_devices(needs, notes, reader)
+    version, scheduler = (
+        reader.name(meta.get("resourceVersion"), "resourceVersion"),
+        reader.name(spec.get("schedulerName"), "schedulerName"),
+    )
+    node, nominated = (
+        reader.name(spec.get("nodeName"), "nodeName"),
+        reader.name(status.get("nominatedNodeName"), "nominatedNodeName"),
+    )
+    gates = _names(spec, "schedulingGates", reader)
+    return Pod(
+        request=_request(meta, spec, notes, Amounts() if terminal else amounts, devices, reader),
+        resource_version=version,
+        ours=scheduler == SCHEDULER_NAME,
+        node=node,
+        phase=phase,
+        terminal=terminal,
+        deleting=meta.get("deletionTimestamp") is not None,
+        gates=gates,
+        nominated=nominated,
+        unschedulable=_parked(status),
+        touch=_touch(notes.get(TOUCH, "")),
+        tokens=() if terminal else tokens,
+        allocation=read_allocation(notes[ALLOCATION]) if ALLOCATION in notes else None,
+    )
+
+
+def _request(  # noqa: PLR0917 - the parts of one pod
+    meta: Mapping[str, object],
+    spec: Mapping[str, object],
+    notes: Mapping[str, str],
+    amounts: Amounts,
+    devices: DeviceAsk,
+    reader: Reader,
+) -> Request:
+    """Return the Request; read last, because it carries the refusal of all reading."""
+    uid, namespace, called = (reader.name(meta.get(key), key) for key in ("uid", "namespace", "name"))
+    wishes = read_wishes(_texts(meta, "labels", reader).get(QUEUE), notes, reader)
+    priority = reader.take(_priority, spec.get("priority"), 0)
+    selection = reader.take(read_selection, spec, Selection())
+    claims = reader.sequence(spec.get("resourceClaims"), "spec.resourceClaims")
+    arrival_us = reader.take(_arrival, meta.get("creationTimestamp"), 0)
+    owner = reader.take(_owner, meta, "")
+    return Request(
+        id=uid,
+        namespace=namespace,
+        name=called,
+        workload=owner or uid,
+        arrival_us=arrival_us,
+        priority=priority,
+        queue=wishes.queue,
+        gang=wishes.gang,
+        gang_size=wishes.gang_size,
+        workload_class=wishes.workload_class,
+        max_runtime_s=wishes.max_runtime_s,
+        claims=bool(claims),
+        amounts=amounts,
+        devices=devices,
+        selection=selection,
+        refusal=reader.refusal,
+    )
+
+
+def _texts(meta: Mapping[str, object], key: str, reader: Reader) -> dict[str, str]:
+    """Return labels or annotations; what is no string is refused and left out."""
+    listed = reader.mapping(meta.get(key), f"metadata.{key}")
+    found = {called: value for called, value in listed.items() if isinstance(value, str)}
+    if len(found) < len(listed):
+        reader.refuse(Unreadable(f"the values of metadata.{key} must be strings; put them in quotes."))
+    return found
+
+
+def _names(spec: Mapping[str, object], key: str, reader: Reader) -> tuple[str, ...]:
+    """Return the names of a list of named objects."""
+    where = f"spec.{key}"
+    items = reader.sequence(spec.get(key), where)
+    return tuple(reader.name(reader.mapping(item, where + "[]").get("name"), where + "[].name") for item in items)
+
+
+def _priority(value: object) -> int:
+    return integer(value, "spec.priority", -_PRIORITY_MAX - 1, _PRIORITY_MAX)
+
+
+def _owner(meta: Mapping[str, object]) -> str:
+    """Return the uid of the controller among the owners, or nothing."""
+    where = "metadata.ownerReferences"
+    for item in sequence(meta.get("ownerReferences"), where):
+        owner = mapping(item, f"{where}[]")
+        if owner.get("controller") is True:
+            return name(owner.get("uid"), f"{where}[].uid")
+    return ""
+
+
+def _arrival(value: object) -> int:
+    written = text(value, "metadata.creationTimestamp")
+    instant = micros(written) if written else 0
+    if instant is None or not 0 <= instant <= AMOUNT_MAX:
+        raise Unreadable(f"metadata.creationTimestamp must be an instant since 1970; it is {shown(written)}.")
+    return instant
+
+
+def _parked(status: Mapping[str, object]) -> bool:
+    """Say whether kube-scheduler wrote that nothing fits; a condition that cannot be read says nothing."""
+    conditions = status.get("conditions")
+    wanted = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    return isinstance(conditions, list) and any(
+        isinstance(condition, Mapping) and all(condition.get(key) == value for key, value in wanted.items())
+        for condition in conditions
+    )
+
+
+def _touch(note: str) -> int:
+    """Return the epoch up to which bindings are void; 0 where the note is no number."""
+    return int(note) if note.isascii() and note.isdigit() and len(note) <= _TOUCH_DIGITS else 0
