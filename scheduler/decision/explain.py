@@ -1,0 +1,119 @@
+"""Decisions as people and the journal read them.
+
+Invariant: a decision record fits in 2,048 bytes of UTF-8 and holds integers only, whatever the nodes are called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from scheduler.model.pod import Refusal
+
+from .catalog import REASONS as WORDS
+from .combine import Rows
+from .pipeline import Verdict
+from .reasons import OF_REQUEST, REASONS
+
+RECORD_BYTES_MAX = 2048
+NAME_BYTES_MAX = 256  # as JSON writes it; a Kubernetes name has at most 253
+
+
+class Left(TypedDict):
+    """How many nodes are left after a mask."""
+
+    mask: str
+    nodes: int
+
+
+Cause = TypedDict("Cause", {"code": str, "class": str, "text": str, "text_ko": str})
+"""One reason as people get it; `class` is wait, change or admin."""
+
+
+class Why(TypedDict):
+    """What the masks left, and why the request waits."""
+
+    funnel: list[Left]
+    reasons: list[Cause]
+
+
+def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int, *, rows: Rows | None = None) -> str:
+    """Write the decision record: funnel, chosen node and runner-up with their scores by tier, generation.
+
+    Args:
+        verdict: what was decided, before the columns change.
+        chosen: row of the chosen node.
+        names: node name per row.
+        generation: of the inventory.
+        rows: the nodes that were offered; None = all. The runner-up is the best of the others that pass.
+
+    Returns:
+        Compact JSON with sorted keys, at most 2,048 bytes; scores in millionths. No runner-up: null.
+    """
+    others = np.flatnonzero(verdict.passes) if rows is None else rows
+    second = verdict.best(others[others != chosen]).tolist()
+    text = json.dumps(
+        {
+            "v": 1,
+            "generation": generation,
+            "funnel": verdict.funnel(),
+            "chosen": _candidate(verdict, chosen, names),
+            "runner_up": _candidate(verdict, second[0], names) if second else None,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+        sort_keys=True,
+    )
+    assert len(text.encode()) <= RECORD_BYTES_MAX, "policy names too long for a decision record"
+    return text
+
+
+def why(verdict: Verdict) -> Why:
+    """Explain a verdict: nodes left after each mask, and the reasons.
+
+    The first reason speaks for the whole request and its class says who must act; those of single nodes follow, first
+    of the nodes where the request got furthest. Where a node passes, the request only waits for its turn.
+    """
+    words = ["PendingEvaluation"]
+    if headline := verdict.headline():
+        failed = sorted(set(verdict.failed.tolist()), reverse=True)
+        words = [OF_REQUEST.get(headline, headline), *(WORDS[verdict.masks[index]] for index in failed)]
+    return {
+        "funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in verdict.funnel()],
+        "reasons": [cause(word) for word in dict.fromkeys(words)],
+    }
+
+
+def why_refused(refusal: Refusal) -> Why:
+    """Explain a pod that can never be placed as it is written: its own sentence, and what the word means."""
+    return {"funnel": [], "reasons": [{**cause(refusal.reason), "text": refusal.text}]}
+
+
+def cause(word: str) -> Cause:
+    """Return a word of the vocabulary with its class and sentences.
+
+    Raises:
+        KeyError: the vocabulary has no such word.
+    """
+    reason = REASONS[word]
+    return {"code": word, "class": reason.who, "text": reason.text, "text_ko": reason.text_ko}
+
+
+def _candidate(verdict: Verdict, row: int, names: Sequence[str]) -> dict[str, object]:
+    """Return a node's name and its scores in millionths, by tier and policy name."""
+    scores = [
+        {name: round(float(verdict.score(name)[row]) * 1_000_000) for name, _ in tier}
+        for tier in verdict.policies.tiers
+    ]
+    return {"node": _short(names[row]), "scores": scores}
+
+
+def _short(name: str) -> str:
+    """Cut a name so that JSON writes it in at most 256 bytes; what UTF-8 cannot write becomes a question mark."""
+    name = name.encode("utf-8", "replace").decode()[:NAME_BYTES_MAX]
+    while len(json.dumps(name, ensure_ascii=False).encode()) > NAME_BYTES_MAX:
+        name = name[:-1]
+    return name

@@ -1,0 +1,155 @@
+"""Why something does not run, in closed words: who must act, and one sentence in English and Korean.
+
+The word is the stable name, the sentence explains it. Invariant: no sentence holds a number, a node's name or a time,
+since kube-scheduler tries a pod again whenever its text changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Class: TypeAlias = Literal["wait", "change", "admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One word of the vocabulary.
+
+    Attributes:
+        code: CamelCase word.
+        who: `wait` = nobody need act, `change` = the user, `admin` = an administrator.
+        text, text_ko: one sentence each.
+    """
+
+    code: str
+    who: Class
+    text: str
+    text_ko: str
+
+
+REASONS: dict[str, Reason] = {
+    reason.code: reason
+    for reason in (
+        # of a request
+        Reason(
+            "WaitingForCapacity",
+            "wait",
+            "Waiting for capacity: what the pod asks is in use now.",
+            "자원이 비기를 기다리는 중입니다. 요청한 자원이 현재 모두 사용 중입니다.",
+        ),
+        Reason(
+            "PendingEvaluation",
+            "wait",
+            "Not judged yet: a decision follows soon.",
+            "아직 판단 전입니다. 곧 결정됩니다.",
+        ),
+        Reason(
+            "BackingOff",
+            "wait",
+            "An earlier attempt did not come through; the next one starts soon.",
+            "이전 시도가 완료되지 않았습니다. 곧 다시 시도합니다.",
+        ),
+        Reason(
+            "AllocatorUnavailable",
+            "wait",
+            "Accepted and kept; the allocator answers again after its recovery.",
+            "요청은 접수되어 보관 중입니다. 할당기가 복구되면 처리됩니다.",
+        ),
+        Reason(
+            "ExceedsNodeSize",
+            "change",
+            "No node of the allowed kind is large enough: ask for less per pod.",
+            "허용된 노드 중 이만큼 큰 노드가 없습니다. 파드당 요청량을 줄이십시오.",
+        ),
+        Reason(
+            "NoSuchGpuModel",
+            "change",
+            "No node has a GPU of an allowed model: change the annotation gpu-model.",
+            "허용된 모델의 GPU를 가진 노드가 없습니다. gpu-model 주석을 바꾸십시오.",
+        ),
+        Reason(
+            "NoSuchMigProfile",
+            "change",
+            "No node offers this MIG profile: ask for another one or for whole GPUs.",
+            "이 MIG 프로파일을 제공하는 노드가 없습니다. 다른 프로파일이나 전체 GPU를 요청하십시오.",
+        ),
+        Reason(
+            "NoMatchingNode",
+            "change",
+            "No node matches the pod's selector, affinity and tolerations.",
+            "파드의 선택자, 어피니티, 톨러레이션에 맞는 노드가 없습니다.",
+        ),
+        Reason(
+            "InvalidRequest",
+            "change",
+            "The pod cannot be placed as it is written, for example because only an init container asks for a GPU.",
+            "파드를 작성된 그대로는 배치할 수 없습니다. 예: 초기화 컨테이너만 GPU를 요청함.",
+        ),
+        Reason(
+            "AllGpusUnhealthy",
+            "admin",
+            "Too few healthy GPUs on the nodes that match: an administrator must look at them.",
+            "조건에 맞는 노드에 정상 GPU가 부족합니다. 관리자의 점검이 필요합니다.",
+        ),
+        Reason(
+            "InventoryStale",
+            "admin",
+            "It is not known for certain what the node has or who holds it.",
+            "노드의 장치 현황이나 사용 주체를 확실히 알 수 없습니다.",
+        ),
+        Reason(
+            "AttemptsSpent",
+            "admin",
+            "Every allowed attempt failed after its reservation: an administrator must look at the cause.",
+            "허용된 시도가 예약 이후 모두 실패했습니다. 관리자의 원인 확인이 필요합니다.",
+        ),
+        # of a node
+        Reason(
+            "GpusBusy",
+            "wait",
+            "Too few GPUs are free on the node.",
+            "노드에 비어 있는 GPU가 부족합니다.",
+        ),
+        Reason(
+            "ReservedForOther",
+            "wait",
+            "The node's GPUs are kept for another pod, or this pod's are kept on another node.",
+            "이 노드의 GPU는 다른 파드를 위해, 또는 이 파드의 GPU는 다른 노드에 예약되어 있습니다.",
+        ),
+        Reason(
+            "GpuModelMismatch",
+            "change",
+            "The node has no GPU of an allowed model.",
+            "노드에 허용된 모델의 GPU가 없습니다.",
+        ),
+        Reason(
+            "MigProfileUnplaceable",
+            "change",
+            "The node cannot take this MIG profile.",
+            "노드가 이 MIG 프로파일을 수용할 수 없습니다.",
+        ),
+        Reason(
+            "SharingNotAllowed",
+            "change",
+            "GPUs are not shared on the node, or are shared where a whole one is asked.",
+            "노드에서 GPU 공유가 허용되지 않거나, 전체 GPU 요청에 공유 GPU만 있습니다.",
+        ),
+        Reason(
+            "GpuUnhealthy",
+            "admin",
+            "Too few healthy GPUs on the node.",
+            "노드에 정상 GPU가 부족합니다.",
+        ),
+    )
+}
+
+OF_REQUEST: dict[str, str] = {
+    "GpusBusy": "WaitingForCapacity",
+    "ReservedForOther": "WaitingForCapacity",
+    "GpuModelMismatch": "NoSuchGpuModel",
+    "MigProfileUnplaceable": "NoSuchMigProfile",
+    "SharingNotAllowed": "NoMatchingNode",
+    "GpuUnhealthy": "AllGpusUnhealthy",
+}
+"""What the word of a node means for the whole request, when no node gets further; the others stay what they are."""
