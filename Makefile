@@ -1,0 +1,34 @@
+# Each target makes its own environment first; all they need is Python 3.11, make and a package index.
+# More arguments: make demo ARGS="--headless --json", make test ARGS="-k lifecycle"
+ARGS ?=
+PYTHON := .venv/bin/python
+
+.PHONY: help env demo test check e2e bench
+
+help:
+	@echo 'make demo   a 64-node cluster fills before your eyes (no cluster, no GPU)'
+	@echo 'make test   every test that needs nothing else on the machine'
+	@echo 'make check  the whole gate, as CI runs it'
+	@echo 'make e2e    the tests against a real kube-apiserver, kube-scheduler and etcd (needs Go and etcd)'
+	@echo 'make bench  1,000 pods on 200 nodes of a real control plane, Tessera killed ten times'
+	@echo 'make env    only the environment, in .venv'
+
+env: .venv/.made
+
+.venv/.made: pyproject.toml .ci/constraints.txt .ci/env
+	@bash .ci/env
+
+demo: env
+	@$(PYTHON) -m scheduler demo $(ARGS)
+
+test: env
+	$(PYTHON) -m pytest -m "not controlplane" $(ARGS)
+
+check:
+	@bash .ci/run
+
+e2e: env
+	$(PYTHON) -m pytest -m controlplane $(ARGS)
+
+bench: env
+	$(PYTHON) -m bench cluster --nodes 200 --pods 1000 --seed 1 --kills 10 --dump build/bench-cluster --json $(ARGS)
