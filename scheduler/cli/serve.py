@@ -1,0 +1,196 @@
+"""`tessera serve`: the product as a process. Open what it needs, start, say so, and stop when told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import orjson
+import structlog
+import typer
+from aiohttp import web
+
+from scheduler import config as configuration
+from scheduler import logs
+from scheduler.app import App
+from scheduler.clock import Clock, RealClock
+from scheduler.embedded.world import World
+from scheduler.errors import ConfigError, OccupiedError
+from scheduler.ids import random_ids
+from scheduler.kube.lease import Occupancy
+from scheduler.kube.port import Cluster
+from scheduler.store.store import Store
+from scheduler.store.writer import ThreadedWriter
+from scheduler.web.routes import api_app, extender_app, metrics_app
+
+log = structlog.get_logger(__name__)
+
+STOP_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of `serve`."""
+
+    kubeconfig: Path | None
+    in_cluster: bool
+    embedded: Path | None
+    config: Path | None
+    db: str
+    extender: str
+    api: str
+    metrics: str
+
+
+def run(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT. Raises typer.Exit or TesseraError."""
+    if sum((options.kubeconfig is not None, options.in_cluster, options.embedded is not None)) != 1:
+        raise typer.BadParameter("name exactly one of --kubeconfig FILE, --in-cluster and --embedded DIR")
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - optional, extra [fast]
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    asyncio.run(_serve(options))
+
+
+def state_folder() -> Path:
+    """Return where the ledger lives unless --db says otherwise; makes it, readable by its owner alone."""
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    folder = Path(os.environ.get("TESSERA_STATE") or f"{home}/tessera")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+async def _serve(options: Options) -> None:
+    settings = configuration.load(options.config, os.environ)
+    logs.configure(settings.log.level, settings.log.format)
+    for name in settings.without_effect():
+        log.warning("config.no_effect_yet", key=name)
+    loopback(options.extender, "--extender")
+    loopback(options.api, "--api")
+    clock = RealClock()
+    store = Store.open(options.db or f"sqlite:///{state_folder() / 'ledger.db'}")
+    try:
+        async with _cluster(options, clock) as (cluster, world):
+            occupancy = Occupancy(cluster, clock, namespace=settings.namespace, identity=store.identity)
+            await occupancy.take()
+            app = App(settings, clock, cluster, store, ThreadedWriter(store), Random(os.getpid()))  # noqa: S311 - jitter
+            if world is not None:
+                world.extender = app.extender
+            await _live(app, options, occupancy)
+    finally:
+        store.close()
+
+
+@asynccontextmanager
+async def _cluster(options: Options, clock: Clock) -> AsyncGenerator[tuple[Cluster, World | None], None]:
+    """Connect to the API server, or make the embedded cluster."""
+    if options.embedded is not None:
+        world = World(clock, random_ids, Random())  # noqa: S311 - the embedded kube-scheduler's ties
+        world.load(options.embedded)
+        async with world.running():
+            yield world.cluster, world
+        return
+    from scheduler.kube.api import connect  # noqa: PLC0415 - half a second of import the embedded mode can do without
+
+    server = await connect(
+        kubeconfig=str(options.kubeconfig) if options.kubeconfig else None, in_cluster=options.in_cluster
+    )
+    try:
+        yield server, None
+    finally:
+        await server.close()
+
+
+async def _live(app: App, options: Options, occupancy: Occupancy) -> None:
+    """Start listening, recover, say ready, and wait for the end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runners: list[web.AppRunner] = []
+    try:
+        urls = [
+            await _listen(runners, part, address)
+            for part, address in (
+                (extender_app(app.extender, app.views), options.extender),
+                (api_app(app.views), options.api),
+                (metrics_app(app.views), options.metrics),
+            )
+        ]
+        keeping = loop.create_task(occupancy.keep())
+        starting = loop.create_task(app.start())
+        stopping = loop.create_task(stop.wait())
+        done, _ = await asyncio.wait({keeping, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting in done:
+            starting.result()
+            gc.collect()
+            gc.freeze()
+            _say_ready(urls)
+            done, _ = await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (starting, stopping):
+            task.cancel()
+        lost = keeping in done
+        keeping.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await app.stop()
+                if not lost:
+                    await occupancy.release()
+        if lost:
+            raise OccupiedError("another Tessera has taken over this cluster; this one has stopped")
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+def _say_ready(urls: list[str]) -> None:
+    extender, api, metrics = urls
+    line = {
+        "ready": True,
+        "pid": os.getpid(),
+        "extender": f"{extender}/scheduler",
+        "api": api,
+        "webhook": None,
+        "agents": None,
+        "metrics": f"{metrics}/metrics",
+    }
+    sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    sys.stdout.flush()
+
+
+async def _listen(runners: list[web.AppRunner], app: web.Application, address: str) -> str:
+    host, port = split(address)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    runners.append(runner)
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}; choose another port") from error
+    bound = runner.addresses[0]
+    return f"http://{bound[0]}:{bound[1]}"
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT. Raises typer.BadParameter."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the largest port
+        raise typer.BadParameter(f"{address!r} is not HOST:PORT, such as 127.0.0.1:8888")
+    return host.strip("[]"), int(port)
+
+
+def loopback(address: str, option: str) -> None:
+    """Refuse to listen where strangers can reach an unauthenticated port. Raises typer.BadParameter."""
+    if split(address)[0] not in {"127.0.0.1", "::1", "localhost"}:
+        raise typer.BadParameter(f"{option} {address}: there is no access control on this port yet; use 127.0.0.1")

@@ -1,0 +1,166 @@
+"""The configuration file and its environment variables: one tree of settings, read once at start.
+
+Invariant: an unknown key or a bad value stops the start with the file, the line and what is allowed; nothing is
+ignored silently. `TESSERA_EXTENDER_K=4` sets `extender.k`; the environment beats the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from scheduler.decision.catalog import DEFAULT_MASKS, DEFAULT_TIERS, Policies, read_policies
+from scheduler.errors import ConfigError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: object) -> object:
+    """Read a duration such as `800ms`, `1.5s`, `2m` or `24h`; plain numbers are seconds."""
+    if not isinstance(value, str):
+        return value
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value.strip():
+        raise ValueError(f"{value!r} is not a duration; write it like 800ms, 1.5s, 2m or 24h")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Extender(_Part):
+    """How kube-scheduler is answered: K nodes, and deadlines below its httpTimeout of 2 s."""
+
+    k: int = Field(default=1, ge=1, le=1000)
+    filterDeadline: Duration = 0.8  # noqa: N815 - the file's spelling
+    bindDeadline: Duration = 1.5  # noqa: N815
+
+
+class Policy(_Part):
+    """Which masks and scores decide, by catalogue name; weights count only inside their tier."""
+
+    masks: tuple[str, ...] = DEFAULT_MASKS
+    tiers: tuple[dict[str, float] | tuple[str, ...], ...] = tuple(dict(tier) for tier in DEFAULT_TIERS)
+
+    @model_validator(mode="after")
+    def _known(self) -> Policy:
+        self.policies()
+        return self
+
+    def policies(self) -> Policies:
+        """Return the checked policies."""
+        return read_policies(self.masks, self.tiers)
+
+
+class Queue(_Part):
+    """How the queue turns."""
+
+    turnSlice: Duration = 0.02  # noqa: N815
+    reservationTimeout: Duration = 120.0  # noqa: N815
+    releaseWindow: Duration = 1.0  # noqa: N815
+    halfLife: Duration = 86400.0  # noqa: N815
+
+
+class Log(_Part):
+    """What is logged, and whether for people (`console`) or machines (`json`); `auto` asks the terminal."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(_Part):
+    """The whole tree. Keys that have no effect yet are read, kept and named in a warning at start."""
+
+    extender: Extender = Extender()
+    policy: Policy = Policy()
+    queue: Queue = Queue()
+    log: Log = Log()
+    namespace: str = Field(default="tessera-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    nodeGroups: dict[str, Any] = Field(default_factory=dict)  # noqa: N815
+    templates: dict[str, Any] = Field(default_factory=dict)
+    access: dict[str, Any] = Field(default_factory=dict)
+    notify: dict[str, Any] = Field(default_factory=dict)
+    prices: dict[str, Any] = Field(default_factory=dict)
+
+    def without_effect(self) -> list[str]:
+        """Return the keys that were given and do nothing in this version."""
+        return [name for name in ("nodeGroups", "templates", "access", "notify", "prices") if getattr(self, name)]
+
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
+    """Read the file (None = defaults) and the environment.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is not allowed; the sentence names file and line.
+    """
+    text, where = "", "environment"
+    if path is not None:
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read: {error}") from error
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: the top must be a mapping with keys such as `extender:` and `policy:`")
+    _from_environment(tree, environment)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(where, text, problem) for problem in error.errors())) from error
+
+
+def _from_environment(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
+    for section, kind in (("extender", Extender), ("policy", Policy), ("queue", Queue), ("log", Log)):
+        for key in kind.model_fields:
+            value = environment.get(f"TESSERA_{section}_{key}".upper())
+            if value is not None:
+                part = tree.setdefault(section, {})
+                if isinstance(part, dict):
+                    part[key] = yaml.safe_load(value)
+    for key in ("namespace", "nodeGroups", "templates", "access", "notify", "prices"):
+        value = environment.get(f"TESSERA_{key}".upper())
+        if value is not None:
+            tree[key] = yaml.safe_load(value)
+
+
+def _sentence(where: str, text: str, problem: Mapping[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    line = _line(text, path)
+    place = f"{where}:{line}" if line else where
+    if problem["type"] == "extra_forbidden":
+        part: type[BaseModel] = Settings
+        for name in path[:-1]:
+            inner = part.model_fields[name].annotation if name in part.model_fields else None
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                part = inner
+        return f"{place}: unknown key `{'.'.join(path)}`; allowed here: {', '.join(part.model_fields)}"
+    return f"{place}: `{'.'.join(path)}`: {problem['msg']}"
+
+
+def _line(text: str, path: list[str]) -> int:
+    """Return the 1-based line of a key path in the YAML text, 0 when it is not in the file."""
+    node, line = yaml.compose(text) if text else None, 0
+    for name in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == name), None)
+            if found is None:
+                return 0
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and name.isdigit() and int(name) < len(node.value):
+            node = node.value[int(name)]
+            line = node.start_mark.line + 1
+    return line

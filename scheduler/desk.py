@@ -1,0 +1,264 @@
+"""The state one event loop owns, and what it answers without waiting: /filter, /prioritize and the claim of a bind.
+
+Every method is synchronous, so no two of them can interleave: what a method sees stays true until it returns. Nothing
+here is durable; a claim becomes so when the caller commits the changes that it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.columns import Kind, Mix, Mode, empty_mix
+from scheduler.clock import Clock
+from scheduler.decision import explain
+from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
+from scheduler.decision.intents import Intents
+from scheduler.decision.pipeline import Policies, Verdict, judge
+from scheduler.decision.placing import Containers, DoesNotFit, place
+from scheduler.intake.allocation import write_allocation
+from scheduler.inventory.asks import Asks
+from scheduler.inventory.registry import Registry, Source, booking
+from scheduler.ledger.ledger import Book, advance
+from scheduler.ledger.lifecycle import HOLDING, TERMINAL
+from scheduler.model.allocation import Allocation
+from scheduler.model.node import Node
+from scheduler.model.pod import Pod
+from scheduler.model.reservation import Change, Event, Row, State
+
+MIB = 1 << 20
+REFUSALS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What /filter says: the best nodes, or one constant reason for all that were offered."""
+
+    names: list[str]
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Desk:
+    """Inventory, ledger image, intents and policies, side by side.
+
+    Attributes:
+        fence: the ledger's fence epoch of this process; every change carries it.
+        count: how many nodes /filter names (K).
+        reserve_s: how long a reservation may stay without a Binding.
+    """
+
+    clock: Clock
+    policies: Policies
+    fence: int = 0
+    count: int = 1
+    reserve_s: float = 120.0
+    registry: Registry = field(default_factory=Registry)
+    book: Book = field(default_factory=Book)
+    intents: Intents = field(default_factory=Intents)
+    asks: Asks = field(init=False)
+    mix: Mix = field(default_factory=lambda: empty_mix(1))
+    records: dict[str, str] = field(default_factory=dict)  # decision records of intents
+    _refusals: dict[str, tuple[int, str]] = field(default_factory=dict)  # uid -> (registry.freed, reason)
+
+    def __post_init__(self) -> None:
+        """Make the ask reader for this registry."""
+        self.asks = Asks(self.registry)
+
+    # extender verbs
+
+    def filter(self, pod: Pod, offered: Sequence[str]) -> Answer:
+        """Name the best of the offered nodes, and intend the first of them for this pod.
+
+        A pod that fitted nowhere in the cluster is refused at once until something was freed.
+        """
+        self.lapse()
+        held = self._standing(pod)
+        if held is not None:
+            return held if held.reason or held.names[0] in offered else Answer([], "ReservedForOther")
+        if pod.request.claims:
+            return Answer(list(offered))
+        known = self._refusals.get(pod.uid)
+        if known is not None and known[0] == self.registry.freed:
+            return Answer([], known[1])
+        self.drop_intent(pod.uid)
+        rows = self.rows(pod.uid, offered)
+        verdict = self._judge(pod, FILTER_MASKS)
+        best = verdict.best(rows, self.count)
+        if not best.size:
+            reason = verdict.headline(rows)
+            if not verdict.passes.any():
+                self._refuse(pod.uid, reason)
+            return Answer([], reason)
+        self.intend(pod, int(best[0]), verdict)
+        return Answer([self.registry.columns.names[row] for row in best])
+
+    def prioritize(self, pod: Pod, offered: Sequence[str]) -> list[tuple[str, int]]:
+        """Score the offered nodes 0..10; only the best one gets 10, so that kube-scheduler's ties cannot undo it."""
+        own = self.registry.held(pod.uid)
+        self.registry.unsay(pod.uid, Source.INTENDED)
+        rows = self.rows(pod.uid, offered)
+        best = self._judge(pod, FILTER_MASKS).best(rows, len(offered))
+        if own is not None and self.intents.get(pod.uid) is not None:
+            self.registry.say(pod.uid, Source.INTENDED, own)
+        last = max(len(best) - 1, 1)
+        names = self.registry.columns.names
+        scores = {names[row]: 9 * (last - place_) // last if place_ else 10 for place_, row in enumerate(best)}
+        return [(name, scores.get(name, 0)) for name in offered]
+
+    def claim(self, pod: Pod, name: str) -> tuple[Change, ...]:
+        """Take devices for a pod on one node in memory, and return the changes to commit.
+
+        Raises:
+            DoesNotFit: the node is unknown or no longer has what the pod asks; nothing was changed.
+        """
+        node, row = self.registry.nodes.get(name), self.registry.columns.rows.get(name)
+        if node is None or row is None:
+            raise DoesNotFit("NoMatchingNode")
+        record = self.records.get(pod.uid, "")
+        self.drop_intent(pod.uid)
+        verdict = self._judge(pod, FILTER_MASKS)
+        if not verdict.passes[row] and not pod.request.claims:
+            raise DoesNotFit(verdict.reasons(np.asarray([row], np.intp))[0])
+        allocation = self._allocation(pod, node, row)
+        changes = self._changes(pod, allocation, record or self._record(verdict, row))
+        self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
+        self.book.apply(changes)
+        self._refusals.pop(pod.uid, None)
+        return changes
+
+    def unclaim(self, changes: tuple[Change, ...]) -> None:
+        """Undo a claim whose commit failed."""
+        self.book.revert(changes)
+        self.registry.unsay(changes[-1].after.id, Source.CLAIMED)
+
+    # intents
+
+    def intend(self, pod: Pod, row: int, verdict: Verdict) -> None:
+        """Note, in memory and for 15 s, that this pod will take this node."""
+        name = self.registry.columns.names[row]
+        containers = self._containers(pod, self.registry.nodes[name], row)
+        allocation = Allocation(pod.uid, 0, 0, name, "", containers)
+        self.intents.note(pod.uid, name, self.clock.monotonic())
+        self.registry.say(pod.uid, Source.INTENDED, booking(pod, name, allocation))
+        self.records[pod.uid] = self._record(verdict, row)
+
+    def drop_intent(self, uid: str) -> None:
+        """Forget an intent, if there is one."""
+        self.intents.drop(uid)
+        self.registry.unsay(uid, Source.INTENDED)
+        self.records.pop(uid, None)
+
+    def lapse(self) -> None:
+        """Forget intents that are past their time; their nodes are left out for these pods for a while."""
+        for uid in self.intents.lapse(self.clock.monotonic()):
+            self.registry.unsay(uid, Source.INTENDED)
+            self.records.pop(uid, None)
+
+    def forget(self, uid: str) -> None:
+        """Drop what is remembered of a Request that is over."""
+        self._refusals.pop(uid, None)
+
+    # for the loops
+
+    def fits(self, pod: Pod) -> Verdict:
+        """Judge a waiting pod with every mask, cpu, memory and node constraints included."""
+        return self._judge(pod, TURN_MASKS)
+
+    def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Return the rows of the offered nodes that are known and not left out for this pod."""
+        rows = self.registry.columns.rows
+        excluded = self.intents.excluded(uid, self.clock.monotonic())
+        known = (rows[name] for name in offered if name in rows and name not in excluded)
+        return np.fromiter(known, np.intp)
+
+    def template(self, pod: Pod) -> Row:
+        """Return the row a Request starts its life with."""
+        request, now_us = pod.request, self.clock.wall_us()
+        devices = request.devices
+        return Row(
+            id=pod.uid,
+            epoch=1,
+            fence=self.fence,
+            state=State.QUEUED,
+            workload=request.workload,
+            namespace=request.namespace,
+            name=request.name,
+            queue=request.queue,
+            priority=request.priority,
+            arrival_us=request.arrival_us,
+            gang=request.gang,
+            gpu_milli=1000 * devices.count if devices.kind is Kind.WHOLE else 0,
+            cpu_milli=request.amounts.cpu_milli,
+            memory_mib=-(-request.amounts.memory_bytes // MIB),
+            created_us=now_us,
+            updated_us=now_us,
+        )
+
+    def hold_claim(self, row: Row, pod: Pod, allocation: Allocation | None) -> None:
+        """Keep room for a row that the ledger says holds it (at start, or when a bound pod is adopted)."""
+        self.registry.say(row.id, Source.CLAIMED, booking(pod, row.node or pod.node, allocation))
+
+    # inside
+
+    def _standing(self, pod: Pod) -> Answer | None:
+        """Answer from the ledger where it already knows: placed, refused for good, or in back-off."""
+        row = self.book.rows.get(pod.uid)
+        if pod.request.refusal is not None:
+            return Answer([], pod.request.refusal.reason)
+        if row is None or row.state in TERMINAL - {State.FAILED}:
+            return None
+        if row.state in HOLDING:
+            return Answer([row.node])
+        if row.state is State.FAILED:
+            return Answer([], "AttemptsSpent")
+        return Answer([], "BackingOff") if row.not_before_us > self.clock.wall_us() else None
+
+    def _judge(self, pod: Pod, masks: tuple[str, ...]) -> Verdict:
+        ask = self.asks.ask(pod.request, everywhere=masks is FILTER_MASKS)
+        return judge(self.registry.snapshot(), ask, self.mix, self.policies, masks=masks)
+
+    def _refuse(self, uid: str, reason: str) -> None:
+        if len(self._refusals) >= REFUSALS_MAX:
+            self._refusals.pop(next(iter(self._refusals)))
+        self._refusals[uid] = (self.registry.freed, reason)
+
+    def _containers(self, pod: Pod, node: Node, row: int) -> Containers:
+        ask = self.asks.ask(pod.request, everywhere=True)
+        return place(self.registry.snapshot(), row, pod.request, ask, node=node)
+
+    def _allocation(self, pod: Pod, node: Node, row: int) -> Allocation:
+        known = self.book.rows.get(pod.uid)
+        epoch = 1 if known is None else known.epoch + (known.state in TERMINAL)
+        mode = "exact" if node.mode is Mode.EXACT else "observed"
+        return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row))
+
+    def _record(self, verdict: Verdict, row: int) -> str:
+        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation)
+
+    def _changes(self, pod: Pod, allocation: Allocation, record: str) -> tuple[Change, ...]:
+        now_us = self.clock.wall_us()
+        known = self.book.rows.get(pod.uid)
+        changes: list[Change] = []
+        if known is None or known.state in TERMINAL:
+            credit = self.book.credits.get(pod.request.workload)
+            born = self.template(pod)
+            changes.append(advance(known, Event.SUBMIT, now_us=now_us, fence=self.fence, born=born, credit=credit))
+            known = changes[-1].after
+        changes.append(
+            advance(
+                known,
+                Event.RESERVE,
+                now_us=now_us,
+                fence=self.fence,
+                node=allocation.node,
+                allocation=write_allocation(allocation),
+                decision=record,
+                deadline_us=now_us + round(self.reserve_s * 1_000_000),
+            )
+        )
+        changes.append(advance(changes[-1].after, Event.BIND, now_us=now_us, fence=self.fence))
+        return tuple(changes)

@@ -1,0 +1,100 @@
+"""A Request in numbers: the Ask that policies read, made against the codes of the live columns.
+
+`allowed` costs a walk over all nodes, so it is kept per distinct Selection and mended node by node.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from policies.columns import Ask, BoolArray, Kind
+from scheduler.intake.gpu_model import matches
+from scheduler.model.pod import Request, Selection
+
+from .registry import Registry
+from .selection import admits
+
+SELECTIONS_MAX = 512
+
+
+@dataclass(slots=True)
+class Asks:
+    """Makes Asks for one registry and keeps what is dear to compute."""
+
+    registry: Registry
+    _allowed: OrderedDict[Selection, BoolArray] = field(default_factory=OrderedDict)
+    _models: dict[tuple[tuple[str, ...], int], BoolArray] = field(default_factory=dict)
+
+    def ask(self, request: Request, *, everywhere: bool = False) -> Ask:
+        """Return the numbers of a request.
+
+        Args:
+            request: what the pod wants.
+            everywhere: skip `allowed` (all True); for callers to whom kube-scheduler has just named the nodes.
+        """
+        registry, devices = self.registry, request.devices
+        columns = registry.columns
+        extended = np.zeros(len(columns.resources), np.int64)
+        for resource, count in request.amounts.extended:
+            extended[columns.resources.find(resource)] += count  # row 0: a resource that no node has
+        nodes = registry.snapshot().nodes
+        return Ask(
+            kind=devices.kind,
+            count=devices.count,
+            cpu_milli=request.amounts.cpu_milli,
+            memory_bytes=request.amounts.memory_bytes,
+            storage_bytes=request.amounts.storage_bytes,
+            extended=extended,
+            models=self.models(devices.models),
+            allowed=np.ones(nodes, np.bool_) if everywhere else self.allowed(request.selection),
+            init_only=devices.init_only,
+            device_milli=devices.milli or (1000 if devices.kind is Kind.WHOLE else 1),
+            device_mib=devices.memory_mib,
+            profile=columns.profiles.find(devices.profile) if devices.kind is Kind.MIG else -1,
+            priority=request.priority,
+        )
+
+    def models(self, wishes: tuple[str, ...]) -> BoolArray:
+        """Return `[M]` which models a gpu-model annotation allows; without one all, the unknown model too."""
+        names = self.registry.columns.models.names
+        key = (wishes, len(names))
+        known = self._models.get(key)
+        if known is None:
+            if len(self._models) >= SELECTIONS_MAX:
+                self._models.clear()
+            known = np.asarray([not wishes or _wished(wishes, name) for name in names], np.bool_)
+            self._models[key] = known
+        return known
+
+    def allowed(self, selection: Selection) -> BoolArray:
+        """Return `[N]` on which nodes selector, affinity, taints and cordons let this selection run."""
+        nodes = self.registry.snapshot().nodes
+        known = self._allowed.get(selection)
+        if known is not None and known.shape[0] == nodes:
+            self._allowed.move_to_end(selection)
+            return known
+        known = np.zeros(nodes, np.bool_)
+        for name, row in self.registry.columns.rows.items():
+            known[row] = admits(selection, self.registry.nodes[name])
+        self._allowed[selection] = known
+        if len(self._allowed) > SELECTIONS_MAX:
+            self._allowed.popitem(last=False)
+        return known
+
+    def node_changed(self, name: str) -> None:
+        """Mend what is kept after one node came, changed or went."""
+        row, node = self.registry.columns.rows.get(name), self.registry.nodes.get(name)
+        if row is None or node is None:
+            return  # a hole is never schedulable, whatever `allowed` says of it
+        for selection, known in self._allowed.items():
+            if row < known.shape[0]:
+                known[row] = admits(selection, node)
+
+
+def _wished(wishes: tuple[str, ...], name: str) -> bool:
+    """Say whether one of the wishes names this model; the unknown model is never named."""
+    model, _, product = name.partition("|")
+    return bool(model) and any(matches(wish, model, product) for wish in wishes)

@@ -1,0 +1,243 @@
+"""Nodes, pods and what is taken: the live inventory, changed by one event at a time.
+
+A pod takes room at most once, whoever says so: `observed` (it is bound) beats `claimed` (the ledger committed it)
+beats `intended` (a /filter answer that may still come to nothing). Invariant: every column equals what the Node
+objects say minus the bookings in force; `rebuilt` makes the same columns from nothing, for tests and audits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from policies.columns import Mode, Snapshot, Use
+from scheduler import GPU, MIG_PREFIX
+from scheduler.model.allocation import Allocation
+from scheduler.model.node import Node
+from scheduler.model.pod import Amounts, Pod
+
+from .snapshot import Columns
+
+
+class Source(IntEnum):
+    """Who says that a pod takes room; the highest one counts."""
+
+    INTENDED = 0
+    CLAIMED = 1
+    OBSERVED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """Room taken on one node by one pod."""
+
+    node: str
+    amounts: Amounts
+    tokens: tuple[tuple[str, int], ...] = ()
+    devices: tuple[tuple[int, Use], ...] = ()  # slots of an exact node
+    named: bool = True  # False: it holds devices, and nobody knows which
+
+
+_USES = {"whole": Use.WHOLE, "share": Use.SHARED, "mig": Use.MIG}
+
+
+def booking(pod: Pod, node: str, allocation: Allocation | None) -> Booking:
+    """Return the room a pod takes on a node when it holds this allocation (None = nobody wrote one)."""
+    devices: dict[int, Use] = {}
+    if allocation is not None and allocation.node == node:
+        for _, grants in allocation.containers:
+            devices.update({grant.dev: _USES[grant.kind] for grant in grants if grant.dev >= 0})
+    return Booking(
+        node=node,
+        amounts=pod.request.amounts,
+        tokens=pod.tokens,
+        devices=tuple(sorted(devices.items())),
+        named=bool(devices) or not pod.tokens,
+    )
+
+
+class Registry:
+    """The inventory. All methods are plain and synchronous; the event loop that calls them owns it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.nodes: dict[str, Node] = {}
+        self.pods: dict[str, Pod] = {}
+        self.columns = Columns()
+        self.generation = 0
+        self.freed = 0  # grows when something that did not fit might fit now
+        self._said: dict[str, dict[Source, Booking]] = {}
+        self._on_node: dict[str, dict[str, Booking]] = {}
+
+    def snapshot(self) -> Snapshot:
+        """Return the live columns; they change under the reader's eyes between two awaits."""
+        return self.columns.view()
+
+    # nodes
+
+    def put_node(self, node: Node) -> bool:
+        """Take in a new or changed node; another uid under the same name is another node. Returns whether it changed.
+
+        A heartbeat (nothing that Tessera reads has changed) costs a comparison and leaves the generation alone.
+        """
+        old = self.nodes.get(node.name)
+        if old is not None and _same(old, node):
+            self.nodes[node.name] = node
+            return False
+        self.nodes[node.name] = node
+        row = self.columns.row(node)
+        self.columns.fill(row, node)
+        for held in self._on_node.get(node.name, {}).values():
+            self._add(row, held, 1)
+        self._retell(node.name, row)
+        self._touch(row)
+        self.freed += 1
+        return True
+
+    def remove_node(self, name: str, uid: str) -> bool:
+        """Forget a node; a late delete of an older node of the same name is ignored."""
+        node = self.nodes.get(name)
+        if node is None or node.uid != uid:
+            return False
+        del self.nodes[name]
+        self.columns.clear(name)
+        self.generation += 1
+        return True
+
+    # pods
+
+    def put_pod(self, pod: Pod) -> None:
+        """Take in a pod as the API server shows it, and book or free what that means."""
+        self.pods[pod.uid] = pod
+        if pod.node and not pod.terminal:
+            self.say(pod.uid, Source.OBSERVED, booking(pod, pod.node, pod.allocation))
+        else:
+            self.unsay(pod.uid, Source.OBSERVED)
+
+    def remove_pod(self, uid: str) -> Pod | None:
+        """Forget a pod that is gone; a claim of the ledger stays until the ledger gives it up."""
+        self.unsay(uid, Source.OBSERVED)
+        return self.pods.pop(uid, None)
+
+    # bookings
+
+    def say(self, uid: str, source: Source, held: Booking) -> None:
+        """Book: `source` says that this pod takes this room."""
+        self._change(uid, source, held)
+
+    def unsay(self, uid: str, source: Source) -> None:
+        """Take back what `source` said of this pod, if it said anything."""
+        if source in self._said.get(uid, {}):
+            self._change(uid, source, None)
+
+    def held(self, uid: str) -> Booking | None:
+        """Return the booking in force for a pod."""
+        said = self._said.get(uid)
+        return said[max(said)] if said else None
+
+    def said(self, source: Source) -> Iterator[tuple[str, Booking]]:
+        """Yield what one source says, in the order in which the pods were first heard of."""
+        return ((uid, said[source]) for uid, said in self._said.items() if source in said)
+
+    def holders(self, node: str) -> dict[str, Booking]:
+        """Return the bookings in force on one node, by pod uid."""
+        return dict(self._on_node.get(node, {}))
+
+    def _change(self, uid: str, source: Source, new: Booking | None) -> None:
+        said = self._said.setdefault(uid, {})
+        before = said[max(said)] if said else None
+        if new is None:
+            del said[source]
+        else:
+            said[source] = new
+        after = said[max(said)] if said else None
+        if not said:
+            del self._said[uid]
+        if before == after:
+            return
+        for held, sign in ((before, -1), (after, 1)):
+            if held is None:
+                continue
+            on_node = self._on_node.setdefault(held.node, {})
+            if sign > 0:
+                on_node[uid] = held
+            else:
+                del on_node[uid]
+            row = self.columns.rows.get(held.node)
+            if row is not None:
+                self._add(row, held, sign)
+                self._retell(held.node, row)
+                self._touch(row)
+        if before is not None:
+            self.freed += 1
+
+    def _add(self, row: int, held: Booking, sign: int) -> None:
+        """Add (1) or remove (-1) the counted part of a booking; which devices are used is told by `_retell`."""
+        put = self.columns.column
+        put("cpu_milli_free")[row] -= sign * held.amounts.cpu_milli
+        put("memory_bytes_free")[row] -= sign * held.amounts.memory_bytes
+        put("storage_bytes_free")[row] -= sign * held.amounts.storage_bytes
+        put("pods_free")[row] -= sign
+        for resource, count in held.amounts.extended:
+            code = self.columns.resources.find(resource)
+            if code:
+                put("extended_free")[code, row] -= sign * count
+        for resource, count in held.tokens:
+            if resource == GPU:
+                put("gpus_free")[row] -= sign * count
+            elif resource.startswith(MIG_PREFIX):
+                code = self.columns.profiles.find(profile_of(resource))
+                if code:
+                    put("slices_free")[code, row] -= sign * count
+
+    def _retell(self, name: str, row: int) -> None:
+        """Write which devices of a node are used, and whether somebody holds one that nobody named."""
+        node = self.nodes[name]
+        use = self.columns.column("use")
+        use[: len(node.devices), row] = Use.FREE
+        foreign = False
+        for held in self._on_node.get(name, {}).values():
+            for slot, kind in held.devices:
+                if slot < len(node.devices):
+                    use[slot, row] = kind
+            foreign = foreign or (not held.named and node.mode is Mode.EXACT)
+        self.columns.column("foreign")[row] = foreign
+
+    def _touch(self, row: int) -> None:
+        self.generation += 1
+        self.columns.column("generation")[row] = self.generation
+
+    def rebuilt(self) -> Registry:
+        """Return a registry made anew from the same nodes and bookings: its columns must equal these."""
+        fresh = Registry()
+        for node in self.nodes.values():
+            fresh.put_node(node)
+        for uid, said in self._said.items():
+            for source, held in said.items():
+                fresh.say(uid, source, held)
+        return fresh
+
+
+def profile_of(resource: str) -> str:
+    """Return the MIG profile name behind a resource name: `nvidia.com/mig-1g.10gb.me` is `1g.10gb+me`."""
+    name = resource.removeprefix(MIG_PREFIX)
+    size, unit, rest = name.partition("gb")
+    return f"{size}{unit}+{rest[1:]}" if rest.startswith(".") else name
+
+
+def _same(old: Node, new: Node) -> bool:
+    """Say whether two readings of a node differ in nothing but their resourceVersion."""
+    return old == new or all(
+        getattr(old, field) == getattr(new, field) for field in Node.__dataclass_fields__ if field != "resource_version"
+    )
+
+
+def whole_gpus_free(snapshot: Snapshot) -> int:
+    """Return how many whole GPUs of the cluster are free, exact and observed nodes together."""
+    exact = snapshot.mode == Mode.EXACT
+    slots = (snapshot.exists & (snapshot.use == Use.FREE) & ~snapshot.mig_mode).sum(axis=0)
+    free = np.where(exact, np.minimum(slots, snapshot.gpus_free), snapshot.gpus_free)
+    return int(np.maximum(free, 0)[snapshot.schedulable & snapshot.whole_gpus].sum())

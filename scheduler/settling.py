@@ -1,0 +1,149 @@
+"""What has to be done about one Request, done: the actions of `ledger.reconcile` and nothing else.
+
+Order of every change: in memory (no await), then the commit, then the API write. Room is given back only after the
+commit that gives it up. This is the only place that compensates; handlers and watches merely say "look at this one".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from scheduler import TOUCH
+from scheduler.clock import Clock
+from scheduler.desk import Desk
+from scheduler.errors import StoreError
+from scheduler.faults import fault
+from scheduler.intake.pod import read_pod
+from scheduler.inventory.registry import Source
+from scheduler.kube.port import ApiError, Cluster, NotFound, UnknownOutcome
+from scheduler.ledger.ledger import advance
+from scheduler.ledger.lifecycle import HOLDING, TERMINAL
+from scheduler.ledger.reconcile import Action, Advance, ReadBack, Touch, decide
+from scheduler.model.pod import Pod
+from scheduler.model.reservation import Change, Event, Row
+
+log = structlog.get_logger(__name__)
+
+ROUNDS_MAX = 8
+RETRY_S = 1.0
+
+
+class Writer(Protocol):
+    """Commits one transaction; returns when it is durable."""
+
+    async def commit(self, changes: tuple[Change, ...]) -> None:
+        """Raise ConflictError or StoreError when nothing was written."""
+        ...
+
+
+@dataclass(slots=True)
+class Settler:
+    """Settles Requests one at a time per uid; different ones run side by side.
+
+    Attributes:
+        dirty: uids to look at, oldest first; the value says that the pod is known to be gone.
+        working: uids somebody is busy with; a bind in flight is one of them.
+    """
+
+    desk: Desk
+    cluster: Cluster
+    writer: Writer
+    clock: Clock
+    dirty: dict[str, bool] = field(default_factory=dict)
+    working: dict[str, asyncio.Event] = field(default_factory=dict)
+    bell: asyncio.Event = field(default_factory=asyncio.Event)  # rings when something was marked
+
+    def mark(self, uid: str, *, gone: bool = False) -> None:
+        """Ask for a look at this Request at the next step."""
+        self.dirty[uid] = self.dirty.get(uid, False) or gone
+        self.bell.set()
+
+    async def settle(self, uid: str, *, fresh: bool = False) -> None:
+        """Do what has to be done until nothing is left to do, a few rounds at most; errors mean later, not never."""
+        if uid in self.working:
+            self.mark(uid, gone=fresh)
+            return
+        async with self.alone(uid):
+            try:
+                await self.resolve(uid, fresh=fresh)
+            except (ApiError, UnknownOutcome, StoreError) as error:
+                log.warning("settle.later", request=uid, error=str(error))
+                self.clock.call_later(RETRY_S, lambda: self.mark(uid))
+
+    @asynccontextmanager
+    async def alone(self, uid: str) -> AsyncGenerator[None, None]:
+        """Be the only one busy with this Request; waits for whoever is."""
+        while (busy := self.working.get(uid)) is not None:
+            await busy.wait()
+        done = self.working[uid] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self.working[uid]
+            done.set()
+
+    async def resolve(self, uid: str, *, fresh: bool = False) -> None:
+        """Settle for a caller that already holds this uid in `working`; lets errors through."""
+        pod = self.desk.registry.pods.get(uid)
+        for _ in range(ROUNDS_MAX):
+            row = self.desk.book.rows.get(uid)
+            actions = decide(row, pod, now_us=self.clock.wall_us(), fresh=fresh, in_flight=False)
+            if not actions:
+                return
+            for action in actions:
+                if isinstance(action, Advance):
+                    await self._advance(uid, pod, action)
+                else:
+                    pod, fresh = await self._ask_server(uid, pod, row, action), True
+                    break
+        self.clock.call_later(RETRY_S, lambda: self.mark(uid))
+
+    async def _ask_server(self, uid: str, pod: Pod | None, row: Row | None, action: Action) -> Pod | None:
+        """Read the pod from the API server, or touch it, and return it as it is now; None = this pod is gone."""
+        namespace, name = (pod.request.namespace, pod.request.name) if pod else (row.namespace, row.name)  # type: ignore[union-attr]
+        try:
+            if isinstance(action, Touch):
+                await fault("settle.touch.before")
+                body = {"metadata": {"uid": uid, "annotations": {TOUCH: str(action.epoch)}}}
+                raw = await self.cluster.patch("pods", namespace, name, body)
+            else:
+                assert isinstance(action, ReadBack)
+                raw = await self.cluster.get("pods", namespace, name)
+        except NotFound:
+            return None
+        now = read_pod(raw)
+        return now if now.uid == uid else None
+
+    async def _advance(self, uid: str, pod: Pod | None, action: Advance) -> None:
+        desk, row = self.desk, self.desk.book.rows.get(uid)
+        change = advance(
+            row,
+            action.event,
+            now_us=self.clock.wall_us(),
+            fence=desk.fence,
+            reason=action.reason,
+            node=action.node,
+            allocation=action.allocation,
+            born=desk.template(pod) if pod else None,
+            credit=desk.book.credits.get(pod.request.workload) if pod and action.event is Event.SUBMIT else None,
+        )
+        desk.book.apply((change,))
+        if action.event is Event.ADOPT and pod is not None:
+            desk.hold_claim(change.after, pod, pod.allocation)
+        try:
+            await self.writer.commit((change,))
+        except StoreError:
+            desk.book.revert((change,))
+            raise
+        await fault("settle.committed")
+        if change.after.state not in HOLDING and row is not None and row.state in HOLDING:
+            desk.registry.unsay(uid, Source.CLAIMED)
+        if change.after.state in TERMINAL:
+            desk.drop_intent(uid)
+            desk.forget(uid)

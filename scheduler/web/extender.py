@@ -1,0 +1,108 @@
+"""kube-scheduler's three questions: bytes in, bytes out, no socket needed. Parse, decide, encode.
+
+Invariant: a reply names only nodes that were offered, its texts are constants of a closed list, and an answer comes
+within the deadline or is an `Error` that leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import orjson
+
+from scheduler.clock import Clock
+from scheduler.desk import Desk
+from scheduler.intake.extender import BadBody, BindArgs, read_bind, read_filter
+from scheduler.metrics import Metrics
+
+Reply = tuple[int, bytes]
+
+BODY_MAX = 16 * 1024 * 1024
+"""Bytes: 50,000 node names of the longest legal length (253) and a pod of 1.5 MiB fit, no more."""
+NAMES_MAX = 50_000
+
+
+@dataclass(slots=True)
+class Extender:
+    """The extender's verbs over one desk.
+
+    Attributes:
+        ready: says whether the inventory is complete and fresh; until then every answer is an `Error`.
+        bind_pod: binds and returns an empty string or the reason why not.
+    """
+
+    desk: Desk
+    clock: Clock
+    metrics: Metrics
+    ready: Callable[[], bool]
+    bind_pod: Callable[[BindArgs], Awaitable[str]]
+    filter_deadline_s: float = 0.8
+
+    async def filter(self, body: bytes) -> Reply:
+        """Answer POST /scheduler/filter."""
+        with self.metrics.timed("filter"):
+            return self._filter(body)
+
+    async def prioritize(self, body: bytes) -> Reply:
+        """Answer POST /scheduler/prioritize; there is no error field, so trouble means equal scores."""
+        with self.metrics.timed("prioritize"):
+            try:
+                args = read_filter(body)
+            except BadBody as error:
+                return self._bad("prioritize", error)
+            if not self.ready() or len(args.names) > NAMES_MAX:
+                scores = [(name, 0) for name in args.names[:NAMES_MAX]]
+            else:
+                scores = self.desk.prioritize(args.pod, args.names)
+            self.metrics.answered("prioritize", "ok")
+            return 200, orjson.dumps([{"Host": name, "Score": score} for name, score in scores])
+
+    async def bind(self, body: bytes) -> Reply:
+        """Answer POST /scheduler/bind."""
+        with self.metrics.timed("bind"):
+            try:
+                args = read_bind(body)
+            except BadBody as error:
+                return self._bad("bind", error)
+            if not self.ready():
+                return self._error("bind", "Tessera's view of the cluster is not ready")
+            problem = await self.bind_pod(args)
+            if problem:
+                return self._error("bind", problem)
+            self.metrics.answered("bind", "ok")
+            return 200, b'{"Error":""}'
+
+    def _filter(self, body: bytes) -> Reply:
+        started = self.clock.monotonic()
+        try:
+            args = read_filter(body)
+        except BadBody as error:
+            return self._bad("filter", error)
+        if len(args.names) > NAMES_MAX:
+            return self._bad("filter", BadBody(f"more than {NAMES_MAX} node names in one call"))
+        if not self.ready():
+            return self._error("filter", "Tessera's view of the cluster is not ready")
+        answer = self.desk.filter(args.pod, args.names)
+        if self.clock.monotonic() - started > self.filter_deadline_s:
+            self.desk.drop_intent(args.pod.uid)
+            return self._error("filter", "the decision took longer than its deadline")
+        if answer.reason:
+            self.metrics.rejected(answer.reason)
+        self.metrics.answered("filter", "refused" if answer.reason else "ok")
+        return 200, orjson.dumps(
+            {
+                "NodeNames": answer.names,
+                "FailedNodes": {},
+                "FailedAndUnresolvableNodes": dict.fromkeys(args.names, answer.reason) if answer.reason else {},
+                "Error": "",
+            }
+        )
+
+    def _bad(self, verb: str, error: BadBody) -> Reply:
+        self.metrics.answered(verb, "malformed")
+        return 400, orjson.dumps({"Error": f"{error.code}: {error}"})
+
+    def _error(self, verb: str, sentence: str) -> Reply:
+        self.metrics.answered(verb, "error")
+        return 200, orjson.dumps({"Error": sentence})

@@ -1,0 +1,165 @@
+"""What people may look at: nodes, GPUs, Requests, health. Read-only, from the live state of the desk."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from policies.columns import Health, Mode, Use
+from scheduler.desk import Desk
+from scheduler.metrics import Metrics
+from scheduler.model.reservation import Row, State
+
+from .problems import problem
+
+PAGE_MAX = 500
+SHOWN = {State.BINDING: State.RESERVED, State.RECLAIMING: State.RUNNING}
+"""Inner states as people see them."""
+
+
+@dataclass(slots=True)
+class Views:
+    """The read-only answers.
+
+    Attributes:
+        unready: returns an empty string, or the sentence why Tessera is not ready.
+    """
+
+    desk: Desk
+    metrics_source: Metrics
+    unready: Callable[[], str]
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """The process lives and its loop turns."""
+        return web.Response(text="ok")
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """The inventory is complete and fresh, and the ledger writes."""
+        reason = self.unready()
+        return web.Response(status=503, text=reason) if reason else web.Response(text="ok")
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """The exposition text."""
+        body = await asyncio.to_thread(self.metrics_source.render)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def nodes(self, http: web.Request) -> web.Response:
+        """All nodes by name."""
+        names = sorted(self.desk.registry.nodes)
+        return _page(http, names, self.node_view)
+
+    async def gpus(self, http: web.Request) -> web.Response:
+        """All devices, by node name and slot."""
+        nodes = self.desk.registry.nodes
+        keys = [f"{name}/{slot:02}" for name in sorted(nodes) for slot in range(len(nodes[name].devices))]
+        return _page(http, keys, self.gpu_view)
+
+    async def requests(self, http: web.Request) -> web.Response:
+        """Requests, filtered by state, queue and namespace, oldest first."""
+        wanted = {key: http.query[key] for key in ("state", "queue", "namespace") if key in http.query}
+        rows = [row for row in self.desk.book.rows.values() if _matches(row, wanted)]
+        rows.sort(key=lambda row: (row.arrival_us, row.id))
+        by_key = {f"{row.arrival_us:020}/{row.id}": row for row in rows}
+        return _page(http, list(by_key), lambda key: self.request_view(by_key[key]))
+
+    async def request(self, http: web.Request) -> web.Response:
+        """One Request by id."""
+        row = self.desk.book.rows.get(http.match_info["id"])
+        if row is None:
+            return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
+        view = self.request_view(row) | {
+            "allocation": orjson.loads(row.allocation) if row.allocation else None,
+            "created": row.created_us,
+            "updated": row.updated_us,
+            "epoch": row.epoch,
+            "asked": {"gpuMilli": row.gpu_milli, "cpuMilli": row.cpu_milli, "memoryMiB": row.memory_mib},
+        }
+        return _json(view)
+
+    def node_view(self, name: str) -> dict[str, Any]:
+        """Return one node as people see it."""
+        node, row = self.desk.registry.nodes[name], self.desk.registry.columns.rows[name]
+        snapshot = self.desk.registry.snapshot()
+        exact = node.mode is Mode.EXACT
+        free = snapshot.exists[:, row] & (snapshot.use[:, row] == Use.FREE) & ~snapshot.mig_mode[:, row]
+        gpus_free = min(int(free.sum()), int(snapshot.gpus_free[row])) if exact else int(snapshot.gpus_free[row])
+        return {
+            "name": name,
+            "mode": "exact" if exact else "observed",
+            "product": node.product,
+            "gpus": {"total": node.gpus, "free": max(gpus_free, 0)},
+            "cpuMilli": {"total": node.amounts.cpu_milli, "free": int(snapshot.cpu_milli_free[row])},
+            "memoryBytes": {"total": node.amounts.memory_bytes, "free": int(snapshot.memory_bytes_free[row])},
+            "schedulable": not node.unschedulable,
+            "unnamedHolder": bool(snapshot.foreign[row]),
+            "warnings": list(node.warnings),
+            "pods": len(self.desk.registry.holders(name)),
+        }
+
+    def gpu_view(self, key: str) -> dict[str, Any]:
+        """Return one device; on observed nodes NVIDIA's plugin knows who holds it and Tessera does not."""
+        name, _, number = key.partition("/")
+        slot, registry = int(number), self.desk.registry
+        node, row, snapshot = registry.nodes[name], registry.columns.rows[name], registry.snapshot()
+        device = node.devices[slot]
+        held_by = [
+            uid for uid, held in sorted(registry.holders(name).items()) if slot in {taken for taken, _ in held.devices}
+        ]
+        use = Use(int(snapshot.use[slot, row])).name.lower() if node.mode is Mode.EXACT else "unknown"
+        return {
+            "node": name,
+            "dev": slot,
+            "uuid": device.uuid or None,
+            "model": device.model,
+            "product": node.product,
+            "memoryMiB": device.memory_mib,
+            "migMode": device.mig_mode,
+            "use": use,
+            "health": Health(int(snapshot.health[slot, row])).name.lower(),
+            "requests": held_by,
+        }
+
+    def request_view(self, row: Row) -> dict[str, Any]:
+        """Return one Request as a list shows it."""
+        return {
+            "id": row.id,
+            "name": row.name,
+            "namespace": row.namespace,
+            "queue": row.queue,
+            "state": SHOWN.get(row.state, row.state).value,
+            "reason": row.reason,
+            "node": row.node or None,
+            "workload": row.workload,
+            "links": {"self": f"/api/v1/requests/{row.id}"},
+        }
+
+
+def _matches(row: Row, wanted: dict[str, str]) -> bool:
+    shown = {"state": SHOWN.get(row.state, row.state).value, "queue": row.queue, "namespace": row.namespace}
+    return all(shown[key] in value.split(",") for key, value in wanted.items())
+
+
+def _page(http: web.Request, keys: list[str], view: Callable[[str], dict[str, Any]]) -> web.Response:
+    """Return one page of sorted keys; the cursor is the last key seen, so changes between pages lose nothing."""
+    try:
+        limit = int(http.query.get("limit", "100"))
+        after = base64.urlsafe_b64decode(http.query.get("cursor", "").encode()).decode()
+    except (ValueError, binascii.Error):
+        return problem(400, "request.malformed", "limit is a whole number and cursor a value of `next`")
+    if not 1 <= limit <= PAGE_MAX:
+        return problem(400, "request.malformed", f"limit must be 1 to {PAGE_MAX}")
+    rest = [key for key in keys if key > after]
+    page = rest[:limit]
+    more = base64.urlsafe_b64encode(page[-1].encode()).decode() if len(rest) > limit else None
+    return _json({"items": [view(key) for key in page], "next": more})
+
+
+def _json(body: object) -> web.Response:
+    return web.Response(body=orjson.dumps(body), content_type="application/json")
