@@ -1,0 +1,184 @@
+"""The desk answers kube-scheduler without waiting: one node, one constant reason, nothing durable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from policies.columns import Ask, Use
+from scheduler.clock import LoopClock, VirtualLoop
+from scheduler.decision.pipeline import Policies
+from scheduler.decision.placing import DoesNotFit
+from scheduler.desk import Desk
+from scheduler.intake.allocation import read_allocation
+from scheduler.intake.node import read_node
+from scheduler.intake.pod import read_pod
+from scheduler.inventory.asks import Asks
+from scheduler.ledger.ledger import advance
+from scheduler.model.pod import Pod, Request
+from scheduler.model.reservation import Event, State
+from tests.objects import raw_node, raw_pod
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    made = VirtualLoop()
+    yield made
+    made.close()
+
+
+def desk(loop: VirtualLoop, *names: str, mode: str = "exact", gpus: int = 4) -> Desk:
+    made = Desk(LoopClock(loop), Policies(), fence=3)
+    for name in names:
+        node = read_node(raw_node(name, gpus=gpus, mode=mode), {})
+        assert node is not None
+        made.registry.put_node(node)
+    return made
+
+
+def pod(name: str, gpus: int = 1, **how: object) -> Pod:
+    return read_pod(raw_pod(name, gpus, **how))  # type: ignore[arg-type]
+
+
+class Broken(Asks):
+    """Whoever makes a new decision is found out."""
+
+    def ask(self, request: Request, *, everywhere: bool = False) -> Ask:
+        raise AssertionError("judged anew")
+
+
+def test_two_pods_never_get_the_same_device(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    assert made.filter(pod("one", 3), ["a"]).names == ["a"]
+    assert made.filter(pod("two", 2), ["a"]).reason == "GpusBusy"
+    assert made.filter(pod("three", 1), ["a"]).names == ["a"]
+    first = read_allocation(made.claim(pod("one", 3), "a")[-1].after.allocation)
+    third = read_allocation(made.claim(pod("three", 1), "a")[-1].after.allocation)
+    assert first is not None
+    assert third is not None
+    assert len(first.devices()) == 3
+    assert not first.devices() & third.devices()
+
+
+def test_only_offered_nodes_are_named(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b", "c")
+    assert made.filter(pod("one"), ["c", "nowhere"]).names == ["c"]
+    assert made.filter(pod("two"), ["nowhere"]).names == []
+
+
+def test_a_pods_own_intent_is_not_in_its_way(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    for _ in range(3):
+        assert made.filter(pod("one", 4), ["a"]).names == ["a"]
+    assert made.claim(pod("one", 4), "a")
+
+
+def test_a_claim_on_another_node_moves_the_intent(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b")
+    named = made.filter(pod("one", 4), ["a", "b"]).names[0]
+    other = {"a": "b", "b": "a"}[named]
+    made.claim(pod("one", 4), other)
+    assert made.filter(pod("two", 4), [named]).names == [named]
+
+
+def test_a_claim_carries_submit_reserve_and_bind_in_one_transaction(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    made.filter(pod("one", 2), ["a"])
+    changes = made.claim(pod("one", 2), "a")
+    assert [change.entry.event for change in changes] == [Event.SUBMIT, Event.RESERVE, Event.BIND]
+    assert changes[-1].after.state is State.BINDING
+    assert changes[-1].after.fence == 3
+    assert changes[1].entry.decision
+    made.unclaim(changes)
+    assert not made.book.rows
+    assert made.filter(pod("two", 4), ["a"]).names == ["a"]
+
+
+def test_a_claim_that_no_longer_fits_changes_nothing(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    made.claim(pod("one", 4), "a")
+    before = made.registry.generation
+    with pytest.raises(DoesNotFit) as refused:
+        made.claim(pod("two", 1), "a")
+    assert refused.value.reason == "GpusBusy"
+    assert made.registry.generation == before
+    with pytest.raises(DoesNotFit):
+        made.claim(pod("two", 1), "nowhere")
+
+
+def test_an_intent_lapses_and_keeps_the_pod_off_that_node_for_a_while(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b")
+    first = made.filter(pod("one", 4), ["a", "b"]).names
+    loop.run_until_complete(asyncio.sleep(16))
+    second = made.filter(pod("one", 4), ["a", "b"]).names
+    assert second != first
+    loop.run_until_complete(asyncio.sleep(61))
+    made.lapse()
+    assert made.filter(pod("two", 4), first).names == first
+
+
+def test_a_pod_known_to_wait_is_refused_without_a_new_decision_until_something_is_freed(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    made.claim(pod("one", 4), "a")
+    assert made.filter(pod("two", 1), ["a"]).reason == "GpusBusy"
+    made.asks = Broken(made.registry)
+    assert made.filter(pod("two", 1), ["a"]).reason == "GpusBusy"
+    made.registry.freed += 1
+    with pytest.raises(AssertionError, match="judged"):
+        made.filter(pod("two", 1), ["a"])
+
+
+def test_filter_and_prioritize_leave_nothing_durable(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b", "c")
+    for number in range(200):
+        made.filter(pod(f"p{number}", number % 5), ["a", "b", "c"])
+        made.prioritize(pod(f"p{number}", number % 5), ["a", "b", "c"])
+    assert not made.book.rows
+    loop.run_until_complete(asyncio.sleep(20))
+    made.lapse()
+    assert (made.registry.snapshot().gpus_free[:3] == 4).all()
+    assert (made.registry.snapshot().use[:4, :3] == Use.FREE).all()
+
+
+def test_prioritize_gives_ten_to_one_node_alone(loop: VirtualLoop) -> None:
+    made = desk(loop, *"abcdef")
+    made.claim(pod("one", 1), "d")
+    scores = dict(made.prioritize(pod("two", 1), list("fedcba")))
+    assert [name for name, score in scores.items() if score == 10] == ["d"]
+    assert all(0 <= score <= 10 for score in scores.values())
+
+
+def test_bad_input_is_refused_by_its_own_word(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    bad = pod("one", 1, annotations={"tessera.dev/gpu-model": ","})
+    assert made.filter(bad, ["a"]).reason == "InvalidRequest"
+
+
+def test_an_observed_node_gets_a_count_and_an_exact_one_devices(loop: VirtualLoop) -> None:
+    made = desk(loop, "seen", mode="observed")
+    text = made.claim(pod("one", 2), "seen")[-1].after.allocation
+    assert '"mode":"observed"' in text
+    assert '"count":2' in text
+    made = desk(loop, "exact")
+    text = made.claim(pod("one", 2), "exact")[-1].after.allocation
+    assert '"dev":0' in text
+    assert '"dev":1' in text
+
+
+def test_a_pod_in_back_off_waits(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    row = made.claim(pod("one", 1), "a")[-1].after
+    void = advance(row, Event.VOID, now_us=made.clock.wall_us(), fence=3)
+    made.book.apply((void,))
+    assert made.filter(pod("one", 1), ["a"]).reason == "BackingOff"
+
+
+def test_cpu_only_pods_keep_away_from_gpus(loop: VirtualLoop) -> None:
+    made = desk(loop, "gpu")
+    plain = read_node(raw_node("plain", gpus=0), {})
+    assert plain is not None
+    made.registry.put_node(plain)
+    assert made.filter(pod("one", 0), ["gpu", "plain"]).names == ["plain"]
+    assert '"containers":{}' in made.claim(pod("one", 0), "plain")[-1].after.allocation
