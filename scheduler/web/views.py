@@ -150,7 +150,7 @@ def _page(http: web.Request, keys: list[str], view: Callable[[str], dict[str, An
     """Return one page of sorted keys; the cursor is the last key seen, so changes between pages lose nothing."""
     try:
         limit = int(http.query.get("limit", "100"))
-        after = base64.urlsafe_b64decode(http.query.get("cursor", "").encode()).decode()
+        after = base64.b64decode(http.query.get("cursor", ""), b"-_", validate=True).decode()
     except (ValueError, binascii.Error):
         return problem(400, "request.malformed", "limit is a whole number and cursor a value of `next`")
     if not 1 <= limit <= PAGE_MAX:

@@ -1,0 +1,64 @@
+"""The configuration: every mistake is named with its line, and nothing is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scheduler.config import Settings, load
+from scheduler.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "tessera.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults() -> None:
+    settings = load(None, {})
+    assert settings == Settings()
+    assert settings.extender.k == 1
+    assert settings.extender.filterDeadline == 0.8
+    assert settings.policy.policies().masks
+
+
+def test_durations_and_nesting(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, "extender: {k: 4, bindDeadline: 900ms}\nqueue:\n  halfLife: 1d12h\n"), {})
+    assert settings.extender.k == 4
+    assert settings.extender.bindDeadline == pytest.approx(0.9)
+    assert settings.queue.halfLife == 36 * 3600
+
+
+def test_the_environment_beats_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "extender: {k: 4}\n")
+    settings = load(path, {"TESSERA_EXTENDER_K": "7", "TESSERA_LOG_LEVEL": "debug", "TESSERA_PRICES": "{H100: 2}"})
+    assert settings.extender.k == 7
+    assert settings.log.level == "debug"
+    assert settings.without_effect() == ["prices"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("extender:\n  k: 1\n  kay: 2\n", (":3:", "unknown key `extender.kay`", "bindDeadline")),
+        ("\nextendr: {}\n", (":2:", "unknown key `extendr`", "policy")),
+        ("extender:\n  k: 0\n", (":2:", "`extender.k`", "greater than or equal to 1")),
+        ("queue:\n  halfLife: soon\n", (":2:", "not a duration", "1.5s")),
+        ("policy:\n  masks: [nothing]\n", (":1:", "no mask 'nothing'", "legal names")),
+        ("policy:\n  tiers:\n  - {magic: 1}\n", (":1:", "no score 'magic'", "legal names")),
+        ("- a\n", ("mapping",)),
+        ("a: [\n", ("not YAML",)),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(write(tmp_path, text), {})
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "none.yaml", {})

@@ -1,0 +1,192 @@
+"""The three listeners over real sockets: wire format, limits, problems, health."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import orjson
+import pytest
+from aiohttp import web
+
+from scheduler.clock import RealClock
+from scheduler.decision.pipeline import Policies
+from scheduler.desk import Desk
+from scheduler.intake.extender import BindArgs
+from scheduler.intake.node import read_node
+from scheduler.intake.pod import read_pod
+from scheduler.metrics import Metrics
+from scheduler.web.extender import NAMES_MAX, Extender
+from scheduler.web.routes import api_app, extender_app, metrics_app
+from scheduler.web.views import Views
+from tests.objects import raw_node, raw_pod
+
+
+class Faces:
+    """A desk behind the real applications; binds are recorded and answered with `problem`."""
+
+    def __init__(self) -> None:
+        self.clock = RealClock()
+        self.desk = Desk(self.clock, Policies())
+        for name, mode in (("a", "exact"), ("b", "observed")):
+            node = read_node(raw_node(name, mode=mode), {})
+            assert node is not None
+            self.desk.registry.put_node(node)
+        self.unready = ""
+        self.problem = ""
+        self.bound: list[BindArgs] = []
+        metrics = Metrics(self.clock, "test")
+        metrics.watch(self.desk, lambda: 1.5, list)
+        self.extender = Extender(self.desk, self.clock, metrics, lambda: not self.unready, self.bind)
+        self.views = Views(self.desk, metrics, lambda: self.unready)
+
+    async def bind(self, args: BindArgs) -> str:
+        self.bound.append(args)
+        return self.problem
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncGenerator[aiohttp.ClientSession, None]:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    async with aiohttp.ClientSession(f"http://{host}:{port}") as client:
+        yield client
+    await runner.cleanup()
+
+
+def body(gpus: int = 1, names: list[str] | None = None) -> bytes:
+    return orjson.dumps({"Pod": raw_pod("p", gpus), "Nodes": None, "NodeNames": ["a", "b"] if names is None else names})
+
+
+async def test_filter_names_one_node_with_a_content_length() -> None:
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        answer = await client.post("/scheduler/filter", data=body())
+        assert answer.status == 200
+        assert "Content-Length" in answer.headers
+        reply = orjson.loads(await answer.read())
+    assert len(reply["NodeNames"]) == 1
+    assert reply["FailedAndUnresolvableNodes"] == {}
+    assert reply["Error"] == ""
+
+
+async def test_a_refusal_is_one_constant_for_every_node_offered() -> None:
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        first = await (await client.post("/scheduler/filter", data=body(gpus=99))).read()
+        again = await (await client.post("/scheduler/filter", data=body(gpus=99))).read()
+    assert first == again
+    reply = orjson.loads(first)
+    assert reply["NodeNames"] == []
+    assert reply["FailedNodes"] == {}
+    assert set(reply["FailedAndUnresolvableNodes"]) == {"a", "b"}
+    assert len(set(reply["FailedAndUnresolvableNodes"].values())) == 1
+
+
+async def test_prioritize_is_a_bare_list() -> None:
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        reply = orjson.loads(await (await client.post("/scheduler/prioritize", data=body())).read())
+    assert {entry["Host"] for entry in reply} == {"a", "b"}
+    assert max(entry["Score"] for entry in reply) == 10
+
+
+async def test_bind_passes_the_identity_on_and_tells_what_went_wrong() -> None:
+    args = {"PodName": "p", "PodNamespace": "default", "PodUID": "u", "Node": "a"}
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        assert orjson.loads(await (await client.post("/scheduler/bind", json=args)).read()) == {"Error": ""}
+        faces.problem = "no"
+        assert orjson.loads(await (await client.post("/scheduler/bind", json=args)).read()) == {"Error": "no"}
+    assert faces.bound[0] == BindArgs(name="p", namespace="default", uid="u", node="a")
+
+
+@pytest.mark.parametrize("verb", ["filter", "prioritize", "bind"])
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"null", b'{"Pod":1}', b"\xff\xfe", b'{"NodeNames":[1]}'])
+async def test_junk_is_a_400_with_a_sentence(verb: str, junk: bytes) -> None:
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        answer = await client.post(f"/scheduler/{verb}", data=junk)
+        assert answer.status == 400
+        assert orjson.loads(await answer.read())["Error"].startswith("extender.malformed: ")
+
+
+async def test_compressed_bodies_are_refused_unread() -> None:
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        answer = await client.post(
+            "/scheduler/filter", data=gzip.compress(body()), headers={"Content-Encoding": "gzip"}
+        )
+        assert answer.status == 415
+        assert (await answer.json(content_type=None))["code"] == "body.encoded"
+
+
+async def test_fifty_thousand_names_pass_and_one_more_does_not() -> None:
+    names = [f"node-{number:06}.{'x' * 200}" for number in range(NAMES_MAX)]
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        assert (await client.post("/scheduler/filter", data=io.BytesIO(body(names=names)))).status == 200
+        assert (await client.post("/scheduler/filter", data=io.BytesIO(body(names=[*names, "one"])))).status == 400
+        assert (await client.post("/scheduler/filter", data=io.BytesIO(b" " * (17 << 20)))).status == 413
+
+
+async def test_nothing_is_decided_before_the_inventory_is_ready() -> None:
+    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+        faces.unready = "starting"
+        assert orjson.loads(await (await client.post("/scheduler/filter", data=body())).read())["Error"]
+        assert (await client.get("/readyz")).status == 503
+        assert (await client.get("/healthz")).status == 200
+        faces.unready = ""
+        assert (await client.get("/readyz")).status == 200
+    assert not faces.desk.intents
+
+
+async def test_views_page_through_everything_once() -> None:
+    faces = Faces()
+    for number in range(7):
+        faces.desk.claim(read_pod(raw_pod(f"p{number}", 1)), "a")
+    async with serving(api_app(faces.views)) as client:
+        seen, cursor = [], ""
+        while cursor is not None:
+            page = await (await client.get("/api/v1/requests", params={"limit": "3", "cursor": cursor})).json()
+            seen += [item["name"] for item in page["items"]]
+            cursor = page["next"]
+        assert sorted(seen) == [f"p{number}" for number in range(7)]
+        one = await (await client.get("/api/v1/requests/uid-p3")).json()
+        assert one["state"] == "RESERVED"
+        assert one["allocation"]["node"] == "a"
+        assert (await (await client.get("/api/v1/requests?state=RUNNING")).json())["items"] == []
+        gpus = (await (await client.get("/api/v1/gpus?limit=500")).json())["items"]
+        assert sum(gpu["use"] == "whole" for gpu in gpus) == 7
+        nodes = (await (await client.get("/api/v1/nodes")).json())["items"]
+        assert {node["name"]: node["gpus"]["free"] for node in nodes} == {"a": 1, "b": 8}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/api/v1/requests/none", 404, "request.not_found"),
+        ("/api/v1/requests?limit=0", 400, "request.malformed"),
+        ("/api/v1/requests?cursor=%25", 400, "request.malformed"),
+        ("/api/v1/nowhere", 404, "http.404"),
+    ],
+)
+async def test_problems_have_a_code_and_a_sentence(path: str, status: int, code: str) -> None:
+    async with serving(api_app(Faces().views)) as client:
+        answer = await client.get(path)
+        assert answer.status == status
+        assert answer.content_type == "application/problem+json"
+        reply = await answer.json(content_type=None)
+        assert reply["code"] == code
+        assert reply["detail"]
+
+
+async def test_metrics_are_few_and_named_by_the_rules() -> None:
+    faces = Faces()
+    await faces.extender.filter(body(gpus=99))
+    async with serving(metrics_app(faces.views)) as client:
+        text = await (await client.get("/metrics")).text()
+    samples = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(samples) < 2000
+    assert all(line.startswith("tessera_") for line in samples)
+    assert 'tessera_gpus{model="NVIDIA-H100-80GB-HBM3",state="free"} 16.0' in samples
+    assert "tessera_filter_rejections_total" in text
+    assert "uid-" not in text
