@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import aiohttp
 import orjson
@@ -57,6 +57,12 @@ async def serving(app: web.Application) -> AsyncGenerator[aiohttp.ClientSession,
     async with aiohttp.ClientSession(f"http://{host}:{port}") as client:
         yield client
     await runner.cleanup()
+
+
+async def status(call: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> int:
+    async with call as answer:
+        await answer.read()
+        return answer.status
 
 
 def body(gpus: int = 1, names: list[str] | None = None) -> bytes:
@@ -123,19 +129,19 @@ async def test_compressed_bodies_are_refused_unread() -> None:
 async def test_fifty_thousand_names_pass_and_one_more_does_not() -> None:
     names = [f"node-{number:06}.{'x' * 200}" for number in range(NAMES_MAX)]
     async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
-        assert (await client.post("/scheduler/filter", data=io.BytesIO(body(names=names)))).status == 200
-        assert (await client.post("/scheduler/filter", data=io.BytesIO(body(names=[*names, "one"])))).status == 400
-        assert (await client.post("/scheduler/filter", data=io.BytesIO(b" " * (17 << 20)))).status == 413
+        assert await status(client.post("/scheduler/filter", data=io.BytesIO(body(names=names)))) == 200
+        assert await status(client.post("/scheduler/filter", data=io.BytesIO(body(names=[*names, "one"])))) == 400
+        assert await status(client.post("/scheduler/filter", data=io.BytesIO(b" " * (17 << 20)))) == 413
 
 
 async def test_nothing_is_decided_before_the_inventory_is_ready() -> None:
     async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
         faces.unready = "starting"
         assert orjson.loads(await (await client.post("/scheduler/filter", data=body())).read())["Error"]
-        assert (await client.get("/readyz")).status == 503
-        assert (await client.get("/healthz")).status == 200
+        assert await status(client.get("/readyz")) == 503
+        assert await status(client.get("/healthz")) == 200
         faces.unready = ""
-        assert (await client.get("/readyz")).status == 200
+        assert await status(client.get("/readyz")) == 200
     assert not faces.desk.intents
 
 
