@@ -40,6 +40,8 @@ class Verified:
         head: hash of the last good line, or what the check started from.
         seq: number of the last good line, or one less than the check started from.
         accounts: what the good lines change in the accounts.
+        lives: request id -> (state, epoch) after the last good line.
+        text: what is wrong beside the lines themselves, one sentence; empty = nothing.
     """
 
     rows: int
@@ -48,6 +50,8 @@ class Verified:
     head: str
     seq: int
     accounts: Accounts = field(default_factory=dict)
+    lives: dict[str, tuple[State, int]] = field(default_factory=dict)
+    text: str = ""
 
 
 def digest(line: Mapping[str, Any]) -> str:
@@ -98,7 +102,7 @@ def verify(lines: Iterable[Line], *, prev: str = GENESIS, seq: int = 1) -> Verif
         if good:
             seq, prev, fence = seq + 1, row["hash"], row["fence"]
             post_line(accounts, row)
-    return Verified(rows, good, None if good else seq, prev, seq - 1, accounts)
+    return Verified(rows, good, None if good else seq, prev, seq - 1, accounts, lives)
 
 
 def _continues(row: Line, seq: int, prev: str) -> bool:

@@ -1,0 +1,125 @@
+"""Commits for the event loop: on a thread that groups whatever waits, or inline for runs in virtual time.
+
+Invariant: transactions are written in the order in which they were submitted; whoever awaits `commit` goes on only when
+the transaction is durable or certainly not written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from dataclasses import dataclass
+
+from scheduler.errors import BusyError, StoreError
+from scheduler.model.reservation import Change
+from scheduler.store.store import Store
+
+GROUP_MAX = 64
+WAITING_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """One transaction and the future of whoever waits for it."""
+
+    changes: tuple[Change, ...]
+    done: asyncio.Future[None]
+
+
+class InlineWriter:
+    """Writes at once, on the caller's own thread."""
+
+    def __init__(self, store: Store) -> None:
+        """Write to this store; it stays the caller's to close."""
+        self._store = store
+
+    async def commit(self, changes: tuple[Change, ...]) -> None:
+        """Make one transaction durable.
+
+        Raises:
+            ConflictError: a row is not the one its change was made from.
+            StoreError: the database failed; nothing was written.
+        """
+        error = self._store.commit([changes])[0]
+        if error is not None:
+            raise error
+
+    async def close(self) -> None:
+        """Do nothing: nothing can be waiting."""
+
+
+class ThreadedWriter:
+    """One thread that writes: each database transaction takes everything that waits, up to 64 transactions."""
+
+    def __init__(self, store: Store) -> None:
+        """Start the thread; the store stays the caller's to close, after this writer."""
+        self._store = store
+        self._waiting: queue.Queue[_Job | None] = queue.Queue(WAITING_MAX)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    async def commit(self, changes: tuple[Change, ...]) -> None:
+        """Make one transaction durable, together with others that wait.
+
+        Raises:
+            ConflictError: a row is not the one its change was made from.
+            BusyError: 4,096 transactions wait already.
+            StoreError: the database failed, or this writer is closed; nothing was written.
+        """
+        if self._closed:
+            raise StoreError("The ledger is closed: Tessera is stopping.")
+        job = _Job(changes, asyncio.get_running_loop().create_future())
+        try:
+            self._waiting.put_nowait(job)
+        except queue.Full:
+            raise BusyError(f"{WAITING_MAX} commits wait already; try again in a moment.") from None
+        # The commit happens even when its caller goes away; only the waiting can be cancelled.
+        await job.done
+
+    async def close(self) -> None:
+        """Write what waits, then end the thread."""
+        if not self._closed:
+            self._closed = True
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._waiting.put, None)
+            await loop.run_in_executor(None, self._thread.join)
+
+    def _run(self) -> None:
+        while group := self._take():
+            try:
+                results = self._store.commit([job.changes for job in group])
+            except Exception as error:  # noqa: BLE001 - a bug must reach the callers, not end the thread
+                results = [error] * len(group)
+            self._answer(list(zip(group, results, strict=True)))
+
+    def _take(self) -> list[_Job]:
+        """Return what waits, at least one job; an empty list when closed and nothing waits before that."""
+        group: list[_Job] = []
+        job = self._waiting.get()
+        while job is not None:
+            group.append(job)
+            if len(group) == GROUP_MAX or self._waiting.empty():
+                return group
+            job = self._waiting.get()
+        if group:
+            self._waiting.put(None)
+        return group
+
+    @staticmethod
+    def _answer(results: list[tuple[_Job, Exception | None]]) -> None:
+        for loop in {job.done.get_loop() for job, _ in results}:
+            mine = [(job.done, error) for job, error in results if job.done.get_loop() is loop]
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, mine)
+
+
+def _resolve(results: list[tuple[asyncio.Future[None], Exception | None]]) -> None:
+    for done, error in results:
+        if done.cancelled():
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
