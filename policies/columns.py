@@ -139,7 +139,8 @@ class Snapshot:
         taken = object.__new__(Snapshot)  # nothing to check again: rows of checked columns
         for name in COLUMN_DTYPES:
             column = getattr(self, name)[..., rows]
-            column.flags.writeable = False
+            if column.flags.writeable:
+                column.flags.writeable = False
             object.__setattr__(taken, name, column)
         return taken
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .columns import Ask, BoolArray, Kind, Mix, Mode, Snapshot
 
+EXACT = int(Mode.EXACT)  # comparing an array with the enum itself costs five times as much
 FEW_MODELS = 8  # up to here comparing with each model is cheaper than one look-up per device
 
 
@@ -38,7 +39,7 @@ def whole_gpu_kind(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     """
     if ask.kind != Kind.WHOLE:
         return np.full(snapshot.nodes, ask.kind != Kind.SHARE)
-    return np.asarray(snapshot.whole_gpus | (snapshot.mode == Mode.EXACT), np.bool_)
+    return np.asarray(snapshot.whole_gpus | (snapshot.mode == EXACT), np.bool_)
 
 
 def init_only(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
@@ -46,7 +47,7 @@ def init_only(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
 
     The kubelet does not say who owns such a device, so an exact node could never hand it out.
     """
-    return snapshot.mode != Mode.EXACT if ask.init_only else np.ones(snapshot.nodes, np.bool_)
+    return snapshot.mode != EXACT if ask.init_only else np.ones(snapshot.nodes, np.bool_)
 
 
 def model_fit(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
@@ -66,7 +67,7 @@ def gpu_count(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     if ask.kind != Kind.WHOLE:
         return np.ones(snapshot.nodes, np.bool_)
     fits = _per_node(_usable(snapshot, ask, snapshot.mig_mode.view(np.uint8))) >= ask.count
-    fits |= snapshot.mode != Mode.EXACT
+    fits |= snapshot.mode != EXACT
     fits &= snapshot.gpus_total >= ask.count
     return fits
 
@@ -95,7 +96,7 @@ def healthy(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
         return np.ones(snapshot.nodes, np.bool_)
     sound = _per_node(_usable(snapshot, ask, snapshot.health | snapshot.mig_mode.view(np.uint8)))
     fits = sound >= ask.count
-    fits |= (snapshot.mode != Mode.EXACT) & (sound > 0)
+    fits |= (snapshot.mode != EXACT) & (sound > 0)
     return fits
 
 
@@ -109,7 +110,7 @@ def devices_free(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     if ask.kind != Kind.WHOLE:
         return np.ones(snapshot.nodes, np.bool_)
     fits = _per_node(free_devices(snapshot, ask)) >= ask.count
-    fits |= snapshot.mode != Mode.EXACT
+    fits |= snapshot.mode != EXACT
     fits &= snapshot.gpus_free >= ask.count
     return fits
 

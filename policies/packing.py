@@ -18,12 +18,17 @@ def fill_gpus(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
     Returns:
         ``[N]`` 1 / (1 + GPUs left): 1 = filled exactly (or no GPUs, for a CPU-only pod), 0 = too few free.
     """
-    left = snapshot.gpus_free - ask.count
+    left = snapshot.gpus_free.astype(np.float32)
+    left -= ask.count
+    fits = left >= 0
+    np.maximum(left, 0, out=left)
     if ask.kind == Kind.NONE:
-        left = (np.maximum(left, 0) + 1) * (snapshot.gpus_total > 0)
-    score = np.reciprocal((np.maximum(left, 0) + 1).astype(np.float32))
-    score *= left >= 0
-    return np.asarray(score, np.float32)
+        left += 1
+        fits = left > 0
+        left *= snapshot.gpus_total > 0
+    left += 1
+    np.divide(fits, left, out=left)
+    return left
 
 
 def fill_host(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
@@ -32,9 +37,11 @@ def fill_host(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
     Returns:
         ``[N]`` 1 = nothing left (or too little free), 0 = as much left as the largest node has.
     """
-    cpu = np.clip((snapshot.cpu_milli_free - ask.cpu_milli) / snapshot.cpu_milli_total.max(initial=1), 0, 1)
-    memory = np.clip((snapshot.memory_bytes_free - ask.memory_bytes) / snapshot.memory_bytes_total.max(initial=1), 0, 1)
-    return np.asarray(1 - (cpu + memory) / 2, np.float32)
+    left = (snapshot.cpu_milli_free - ask.cpu_milli) * (-0.5 / snapshot.cpu_milli_total.max(initial=1))
+    left += (snapshot.memory_bytes_free - ask.memory_bytes) * (-0.5 / snapshot.memory_bytes_total.max(initial=1))
+    left += 1
+    np.clip(left, 0, 1, out=left)
+    return left.astype(np.float32)
 
 
 def keep_scarce(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:

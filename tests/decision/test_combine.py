@@ -24,7 +24,7 @@ def fields(draw: st.DrawFn) -> tuple[list[FloatArray], np.ndarray, np.ndarray]:
     return tiers, rank, np.asarray(rows, np.intp)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(field=fields(), count=st.integers(2, 25))
 def test_one_strict_order_for_any_count(field: tuple[list[FloatArray], np.ndarray, np.ndarray], count: int) -> None:
     tiers, rank, rows = field
@@ -33,7 +33,7 @@ def test_one_strict_order_for_any_count(field: tuple[list[FloatArray], np.ndarra
     assert best(iter(tiers), rank, rows).tolist() == expected[:1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(field=fields(), data=st.data())
 def test_the_same_names_win_in_any_order_of_rows(
     field: tuple[list[FloatArray], np.ndarray, np.ndarray], data: st.DataObject

@@ -52,7 +52,7 @@ def test_a_record_is_the_same_text_for_the_same_decision() -> None:
     assert len(texts) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     names=st.lists(
         st.one_of(

@@ -26,7 +26,7 @@ MIX = empty_mix(4)
 SPREAD = read_policies(tiers=[["spread", "keep-scarce"], {"fill-host": 2.0}])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(world=worlds(), masks=st.sampled_from([FILTER_MASKS, TURN_MASKS]), data=st.data())
 def test_a_verdict_says_what_a_loop_says(
     world: tuple[Snapshot, Ask, Mix], masks: tuple[str, ...], data: st.DataObject
@@ -54,7 +54,7 @@ def test_a_verdict_says_what_a_loop_says(
         assert [word] == verdict.reasons(np.asarray([row], np.intp))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(world=worlds(), data=st.data())
 def test_the_chosen_node_does_not_depend_on_the_order_of_rows(
     world: tuple[Snapshot, Ask, Mix], data: st.DataObject

@@ -131,7 +131,7 @@ def test_a_node_that_no_longer_fits(drawn: str, containers: list[tuple[str, int]
     assert caught.value.reason == reason
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     before=st.lists(st.tuples(st.sampled_from(["init", "sidecar"]), st.integers(0, 3)), max_size=4),
     apps=st.lists(st.tuples(st.just("app"), st.integers(0, 3)), min_size=1, max_size=3),

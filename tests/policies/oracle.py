@@ -96,9 +96,9 @@ def _fill_gpus(s: Snapshot, a: Ask, n: int) -> float:
 def _fill_host(s: Snapshot, a: Ask, n: int) -> float:
     cpu_max = max([1, *s.cpu_milli_total.tolist()])
     memory_max = max([1, *s.memory_bytes_total.tolist()])
-    cpu = _clip((int(s.cpu_milli_free[n]) - a.cpu_milli) / cpu_max)
-    memory = _clip((int(s.memory_bytes_free[n]) - a.memory_bytes) / memory_max)
-    return 1 - (cpu + memory) / 2
+    cpu = (int(s.cpu_milli_free[n]) - a.cpu_milli) / cpu_max
+    memory = (int(s.memory_bytes_free[n]) - a.memory_bytes) / memory_max
+    return _clip(1 - (cpu + memory) / 2)
 
 
 def _keep_scarce(s: Snapshot, a: Ask, n: int) -> float:

@@ -15,7 +15,7 @@ from tests.policies import oracle
 from tests.policies.strategies import permuted, worlds
 
 POLICIES = {**MASKS, **SCORES}
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=30, deadline=None)
 
 
 def test_every_policy_has_an_oracle_and_every_mask_a_word() -> None:
@@ -59,7 +59,7 @@ def test_inputs_stay_as_they_are(name: str, world: tuple[Snapshot, Ask, Mix]) ->
 
 
 @pytest.mark.parametrize("name", MASKS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(world=worlds())
 def test_a_mask_says_what_a_loop_over_nodes_and_devices_says(name: str, world: tuple[Snapshot, Ask, Mix]) -> None:
     snapshot, ask, _ = world
@@ -68,7 +68,7 @@ def test_a_mask_says_what_a_loop_over_nodes_and_devices_says(name: str, world: t
 
 
 @pytest.mark.parametrize("name", SCORES)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(world=worlds())
 def test_a_score_says_what_a_loop_over_nodes_says(name: str, world: tuple[Snapshot, Ask, Mix]) -> None:
     snapshot, ask, _ = world
