@@ -18,6 +18,7 @@ from scheduler.binding import Binder
 from scheduler.clock import Clock
 from scheduler.config import Settings
 from scheduler.desk import Desk
+from scheduler.errors import StoreError
 from scheduler.intake.allocation import read_allocation
 from scheduler.kube.port import Cluster
 from scheduler.kube.reflector import Reflector
@@ -92,6 +93,9 @@ class App:
 
     async def start(self) -> None:
         """Recover, start the loops and return when ready."""
+        verified = self.store.verify_tail()
+        if not verified.ok:
+            raise StoreError(f"the journal does not verify at row {verified.first_bad}: run `tessera ledger verify`")
         self.desk.book = Book(*self.store.load())
         for reflector in self.reflectors:  # nodes first, so that pods are booked on rows that are there
             self._spawn(reflector.run())

@@ -7,7 +7,7 @@ here is durable; a claim becomes so when the caller commits the changes that it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,8 @@ class Desk:
             return Answer([], known[1])
         self.drop_intent(pod.uid)
         rows = self.rows(pod.uid, offered)
+        if len(rows) == 1:
+            return self._filter_one(pod, int(rows[0]))
         verdict = self._judge(pod, FILTER_MASKS)
         best = verdict.best(rows, self.count)
         if not best.size:
@@ -93,8 +95,20 @@ class Desk:
             if not verdict.passes.any():
                 self._refuse(pod.uid, reason)
             return Answer([], reason)
-        self.intend(pod, int(best[0]), verdict)
+        self.intend(pod, int(best[0]), self._record(verdict, int(best[0])))
         return Answer([self.registry.columns.names[row] for row in best])
+
+    def _filter_one(self, pod: Pod, row: int) -> Answer:
+        """Judge the one node that is offered, exactly, without a look at the others."""
+        ask = self.asks.ask(pod.request, everywhere=True)
+        alone = replace(ask, allowed=ask.allowed[:1])
+        here = self.registry.snapshot().take(np.asarray([row], np.intp))
+        verdict = judge(here, alone, self.mix, self.policies, masks=FILTER_MASKS)
+        if reason := verdict.headline():
+            return Answer([], reason)
+        name = self.registry.columns.names[row]
+        self.intend(pod, row, explain.record(verdict, 0, [name], self.registry.generation))
+        return Answer([name])
 
     def prioritize(self, pod: Pod, offered: Sequence[str]) -> list[tuple[str, int]]:
         """Score the offered nodes 0..10; only the best one gets 10, so that kube-scheduler's ties cannot undo it."""
@@ -137,14 +151,14 @@ class Desk:
 
     # intents
 
-    def intend(self, pod: Pod, row: int, verdict: Verdict) -> None:
-        """Note, in memory and for 15 s, that this pod will take this node."""
+    def intend(self, pod: Pod, row: int, record: str) -> None:
+        """Note, in memory and for 15 s, that this pod will take this node, and why (the decision record)."""
         name = self.registry.columns.names[row]
         containers = self._containers(pod, self.registry.nodes[name], row)
         allocation = Allocation(pod.uid, 0, 0, name, "", containers)
         self.intents.note(pod.uid, name, self.clock.monotonic())
         self.registry.say(pod.uid, Source.INTENDED, booking(pod, name, allocation))
-        self.records[pod.uid] = self._record(verdict, row)
+        self.records[pod.uid] = record
 
     def drop_intent(self, uid: str) -> None:
         """Forget an intent, if there is one."""
@@ -164,9 +178,15 @@ class Desk:
 
     # for the loops
 
-    def fits(self, pod: Pod) -> Verdict:
-        """Judge a waiting pod with every mask, cpu, memory and node constraints included."""
-        return self._judge(pod, TURN_MASKS)
+    def intend_anywhere(self, pod: Pod) -> bool:
+        """Find a waiting pod the best node of the whole cluster, every mask counted, and intend it; False = none."""
+        verdict = self._judge(pod, TURN_MASKS)
+        excluded = self.intents.excluded(pod.uid, self.clock.monotonic())
+        rows = self.rows(pod.uid, list(self.registry.nodes)) if excluded else None
+        best = verdict.best(rows, 1)
+        if best.size:
+            self.intend(pod, int(best[0]), self._record(verdict, int(best[0])))
+        return bool(best.size)
 
     def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
         """Return the rows of the offered nodes that are known and not left out for this pod."""

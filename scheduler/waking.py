@@ -74,13 +74,10 @@ class Waker:
             shape = _shape(pod)
             if now_s < after or shape in hopeless or self.desk.intents.get(pod.uid) is not None:
                 continue
-            verdict = self.desk.fits(pod)
-            best = verdict.best(self.desk.rows(pod.uid, list(self.desk.registry.nodes)), 1)
-            if not best.size:
+            if not self.desk.intend_anywhere(pod):
                 if not self.desk.intents.excluded(pod.uid, now_s):
                     hopeless.add(shape)
                 continue
-            self.desk.intend(pod, int(best[0]), verdict)
             self._tries[pod.uid] = (times + 1, now_s + min(FIRST_S * 2.0**times, LONGEST_S))
             chosen.append(pod)
         return chosen
