@@ -120,14 +120,15 @@ def test_an_intent_lapses_and_keeps_the_pod_off_that_node_for_a_while(loop: Virt
 
 
 def test_a_pod_known_to_wait_is_refused_without_a_new_decision_until_something_is_freed(loop: VirtualLoop) -> None:
-    made = desk(loop, "a")
+    made = desk(loop, "a", "b")
     made.claim(pod("one", 4), "a")
-    assert made.filter(pod("two", 1), ["a"]).reason == "GpusBusy"
+    made.claim(pod("other", 4), "b")
+    assert made.filter(pod("two", 1), ["a", "b"]).reason == "GpusBusy"
     made.asks = Broken(made.registry)
-    assert made.filter(pod("two", 1), ["a"]).reason == "GpusBusy"
+    assert made.filter(pod("two", 1), ["a", "b"]).reason == "GpusBusy"
     made.registry.freed += 1
     with pytest.raises(AssertionError, match="judged"):
-        made.filter(pod("two", 1), ["a"])
+        made.filter(pod("two", 1), ["a", "b"])
 
 
 def test_filter_and_prioritize_leave_nothing_durable(loop: VirtualLoop) -> None:
