@@ -20,11 +20,10 @@ def fill_gpus(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
     """
     left = snapshot.gpus_free.astype(np.float32)
     left -= ask.count
-    fits = left >= 0
+    fits = (left >= 0) | (ask.kind == Kind.NONE)
     np.maximum(left, 0, out=left)
     if ask.kind == Kind.NONE:
         left += 1
-        fits = left > 0
         left *= snapshot.gpus_total > 0
     left += 1
     np.divide(fits, left, out=left)
@@ -40,8 +39,7 @@ def fill_host(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
     left = (snapshot.cpu_milli_free - ask.cpu_milli) * (-0.5 / snapshot.cpu_milli_total.max(initial=1))
     left += (snapshot.memory_bytes_free - ask.memory_bytes) * (-0.5 / snapshot.memory_bytes_total.max(initial=1))
     left += 1
-    np.clip(left, 0, 1, out=left)
-    return left.astype(np.float32)
+    return np.asarray(np.clip(left, 0, 1, out=left), np.float32)
 
 
 def keep_scarce(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
