@@ -178,9 +178,13 @@ class Desk:
 
     # for the loops
 
+    def fits(self, pod: Pod) -> Verdict:
+        """Judge a waiting pod on the whole cluster with every mask."""
+        return self._judge(pod, TURN_MASKS)
+
     def intend_anywhere(self, pod: Pod) -> bool:
         """Find a waiting pod the best node of the whole cluster, every mask counted, and intend it; False = none."""
-        verdict = self._judge(pod, TURN_MASKS)
+        verdict = self.fits(pod)
         excluded = self.intents.excluded(pod.uid, self.clock.monotonic())
         rows = self.rows(pod.uid, list(self.registry.nodes)) if excluded else None
         best = verdict.best(rows, 1)
