@@ -130,7 +130,7 @@ class Reflector:
             self._seen.restart(version, objects)
             self._sink.replace(objects)
         self._version, self._must_list = version, False
-        self.synced, self.heard_s = True, asked_s
+        self.synced, self.heard_s, self.last_error = True, asked_s, ""
 
     async def _catch_up(self, objects: list[Object]) -> None:
         """Tell the sink how a list differs from what was seen: a whole `replace` would stop the loop for long."""
