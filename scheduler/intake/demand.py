@@ -56,11 +56,17 @@ def total(needs: Iterable[Needs]) -> dict[str, int]:
 
 
 def pod_total(
-    spec: Mapping[str, object], status: Mapping[str, object], needs: Iterable[Needs], reader: Reader
+    spec: Mapping[str, object], status: Mapping[str, object], together: Mapping[str, int], reader: Reader
 ) -> dict[str, int]:
-    """Return what the whole pod takes, in billionths: pod-level resources override, overhead comes on top."""
-    totals = total(needs)
-    totals.update(_pod_level(spec, status, totals, reader))
+    """Return what the whole pod takes, in billionths: pod-level resources override, overhead comes on top.
+
+    Args:
+        spec: of the pod.
+        status: of the pod.
+        together: the `total` of its containers.
+        reader: keeps the refusals.
+    """
+    totals = {**together, **_pod_level(spec, status, together, reader)}
     for resource, amount in _amounts(spec.get("overhead"), "spec.overhead", reader).items():
         totals[resource] = totals.get(resource, 0) + amount
     return totals
@@ -111,7 +117,7 @@ def _states(status: Mapping[str, object], reader: Reader) -> dict[str, Mapping[s
     states: dict[str, Mapping[str, object]] = {}
     for key in ("containerStatuses", "initContainerStatuses"):
         for item in reader.sequence(status.get(key), f"status.{key}"):
-            if isinstance(item, Mapping) and isinstance(item.get("name"), str):
+            if isinstance(item, dict) and isinstance(item.get("name"), str):
                 states[item["name"]] = item
     return states
 
@@ -152,9 +158,9 @@ def _pod_level(
     spec: Mapping[str, object], status: Mapping[str, object], containers: Mapping[str, int], reader: Reader
 ) -> dict[str, int]:
     """Return what spec.resources puts in place of the containers' sum: cpu, memory and huge pages only."""
-    resources = reader.mapping(spec.get("resources"), "spec.resources")
-    if not resources:
+    if spec.get("resources") is None:
         return {}
+    resources = reader.mapping(spec["resources"], "spec.resources")
     amounts = _amounts(resources.get("requests"), "requests of spec.resources", reader)
     limits = _amounts(resources.get("limits"), "limits of spec.resources", reader)
     for resource in limits.keys() - containers.keys():

@@ -8,7 +8,7 @@ from policies.columns import Kind
 from scheduler import GPU, PREFIX, SHARE
 from scheduler.model.pod import ContainerAsk, DeviceAsk
 
-from .demand import DEVICE_MAX, Needs, total
+from .demand import DEVICE_MAX, Needs
 from .quantity import NANO, QuantityError, rounded, whole
 from .reading import NAME_MAX, Reader, Unreadable, shown
 from .resources import is_device, profile_of
@@ -21,11 +21,14 @@ MEMORY_MAX_MIB = 2**31 - 1  # a column of devices holds no more
 _MIB = 1 << 20
 
 
-def read_devices(needs: Sequence[Needs], notes: Mapping[str, str], reader: Reader) -> DeviceAsk:
+def read_devices(
+    needs: Sequence[Needs], together: Mapping[str, int], notes: Mapping[str, str], reader: Reader
+) -> DeviceAsk:
     """Return the device ask of a pod; contradictions are refused and read as no ask.
 
     Args:
         needs: containers, init containers first.
+        together: their total, in billionths.
         notes: the pod's annotations.
         reader: keeps the refusals.
     """
@@ -33,9 +36,14 @@ def read_devices(needs: Sequence[Needs], notes: Mapping[str, str], reader: Reade
     models = reader.take(_models, notes.get(GPU_MODEL), none)
     memory_mib = reader.take(_memory_mib, notes.get(GPU_MEMORY), 0)
     milli = reader.take(_milli, notes.get(GPU_MILLI), 0)
-    ask = reader.take(_ask, needs, DeviceAsk())
+    asked = sorted(resource for resource, amount in together.items() if amount and is_device(resource))
+    try:
+        ask = _ask(asked, needs, together)
+    except Unreadable as error:
+        reader.refuse(error)
+        ask = DeviceAsk()
     sized = GPU_MEMORY in notes or GPU_MILLI in notes
-    if sized and SHARE not in _asked(needs):
+    if sized and SHARE not in asked:
         message = f"{GPU_MEMORY} and {GPU_MILLI} size a share; ask for {SHARE} too, or take them away."
         reader.refuse(Unreadable(message, code="request.size_without_share"))
     if ask.kind is Kind.SHARE and not sized:
@@ -56,14 +64,8 @@ def read_devices(needs: Sequence[Needs], notes: Mapping[str, str], reader: Reade
     )
 
 
-def _asked(needs: Sequence[Needs]) -> list[str]:
-    """Return the device resources that a container asks for, sorted."""
-    return sorted({n for need in needs for n, amount in need.amounts.items() if amount and is_device(n)})
-
-
-def _ask(needs: Sequence[Needs]) -> DeviceAsk:
+def _ask(asked: Sequence[str], needs: Sequence[Needs], together: Mapping[str, int]) -> DeviceAsk:
     """Return kind, counts and profile, without sizes and models. Raises Unreadable."""
-    asked = _asked(needs)
     if not asked:
         return DeviceAsk()
     if len(asked) > 1:
@@ -80,7 +82,7 @@ def _ask(needs: Sequence[Needs]) -> DeviceAsk:
     )
     return DeviceAsk(
         kind=kind,
-        count=min(rounded(total(needs)[resource], NANO), DEVICE_MAX),
+        count=min(rounded(together[resource], NANO), DEVICE_MAX),
         resource=resource,
         profile=profile,
         containers=containers,

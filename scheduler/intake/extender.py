@@ -41,7 +41,7 @@ def read_filter(body: bytes) -> FilterArgs:
     """Return what /filter or /prioritize was sent. Raises BadBody."""
     raw = _object(body)
     pod = raw.get("Pod")
-    if not isinstance(pod, Mapping):
+    if not isinstance(pod, dict):
         raise BadBody("Pod must be a pod object; send what kube-scheduler sends to an extender.")
     names = raw.get("NodeNames")
     if names is None and raw.get("Nodes") is not None:
@@ -67,7 +67,7 @@ def _object(body: bytes) -> Mapping[str, object]:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadBody(f"the body is not JSON ({error}); send what kube-scheduler sends to an extender.") from error
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, dict):
         raise BadBody("the body must be a JSON object; send what kube-scheduler sends to an extender.")
     return raw
 

@@ -73,7 +73,7 @@ def read_node(raw: Mapping[str, object], products: Mapping[str, str]) -> Node | 
 
 
 def _object(value: object, where: str, warnings: list[str]) -> Mapping[str, object]:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return value
     if value is not None:
         warnings.append(f"{where} is no object; it is read as empty.")
@@ -109,7 +109,7 @@ def _taints(spec: Mapping[str, object], warnings: list[str]) -> tuple[Taint, ...
 
 
 def _taint(raw: object, warnings: list[str]) -> Taint:
-    if isinstance(raw, Mapping):
+    if isinstance(raw, dict):
         key, value, effect = raw.get("key"), raw.get("value"), raw.get("effect")
         if isinstance(key, str) and isinstance(value, str | None) and isinstance(effect, str):
             return Taint(key=key, value=value or "", effect=effect)

@@ -8,7 +8,7 @@ from scheduler import ALLOCATION, PREFIX, SCHEDULER_NAME, TOUCH
 from scheduler.model.pod import AMOUNT_MAX, Amounts, DeviceAsk, Pod, Request, Selection
 
 from .allocation import read_allocation
-from .demand import amounts_and_tokens, pod_total, read_needs
+from .demand import amounts_and_tokens, pod_total, read_needs, total
 from .devices import read_devices
 from .reading import Reader, Unreadable, integer, mapping, name, sequence, shown, text
 from .selection import read_selection
@@ -39,8 +39,9 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
     phase = reader.name(status.get("phase"), "phase") or "Pending"
     terminal = phase in {"Succeeded", "Failed"}
     needs = read_needs(spec, status, reader)
-    amounts, tokens = amounts_and_tokens(pod_total(spec, status, needs, reader), reader)
-    devices = read_devices(needs, notes, reader)
+    together = total(needs)
+    amounts, tokens = amounts_and_tokens(pod_total(spec, status, together, reader), reader)
+    devices = read_devices(needs, together, notes, reader)
     version, scheduler = (
         reader.name(meta.get("resourceVersion"), "resourceVersion"),
         reader.name(spec.get("schedulerName"), "schedulerName"),
@@ -146,7 +147,7 @@ def _parked(status: Mapping[str, object]) -> bool:
     conditions = status.get("conditions")
     wanted = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
     return isinstance(conditions, list) and any(
-        isinstance(condition, Mapping) and all(condition.get(key) == value for key, value in wanted.items())
+        isinstance(condition, dict) and all(condition.get(key) == value for key, value in wanted.items())
         for condition in conditions
     )
 

@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 
 NAME_MAX = 253  # longest name of any Kubernetes object
 _SHOWN_MAX = 60
+_HUGE = 10**30
 
 
 class Unreadable(ValueError):  # noqa: N818 - it says what the field is
@@ -76,16 +77,19 @@ class Reader:
 
 
 def shown(value: object) -> str:
-    """Return a value as it may stand in a sentence: quoted and short."""
-    whole = repr(value) if not isinstance(value, str) else repr(value[: _SHOWN_MAX + 1])
-    return whole if len(whole) <= _SHOWN_MAX else whole[:_SHOWN_MAX] + "..."
+    """Return a value as it may stand in a sentence: quoted and short; what is nested is only named."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _SHOWN_MAX else repr(value[:_SHOWN_MAX]) + "..."
+    if isinstance(value, int) and abs(value) >= _HUGE:
+        return "a huge number"
+    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"
 
 
 def mapping(value: object, where: str) -> Mapping[str, object]:
     """Return a JSON object; null is empty. Raises Unreadable."""
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise Unreadable(f"{where} must be an object; write it as Kubernetes documents it.")
     return value
 
@@ -94,7 +98,7 @@ def sequence(value: object, where: str) -> Sequence[object]:
     """Return a JSON list; null is empty. Raises Unreadable."""
     if value is None:
         return ()
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list):
         raise Unreadable(f"{where} must be a list; write it as Kubernetes documents it.")
     return value
 

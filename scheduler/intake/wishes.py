@@ -41,6 +41,8 @@ def read_wishes(queue: str | None, notes: Mapping[str, str], reader: Reader) -> 
         notes: the pod's annotations.
         reader: keeps the refusals.
     """
+    if queue is None and not notes:
+        return Wishes()
     if GANG_SIZE in notes and GANG not in notes:
         message = f"{GANG_SIZE} needs a gang; add the annotation {GANG}, or take it away."
         reader.refuse(Unreadable(message, code="request.gang"))

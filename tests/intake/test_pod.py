@@ -407,6 +407,17 @@ def test_any_json(value: object) -> None:
     assert sound(read_pod(value))  # type: ignore[arg-type] - that is the point
 
 
+@pytest.mark.parametrize("key", ["cpu", "nvidia.com/gpu"])
+def test_deep_and_huge_values(key: str) -> None:
+    deep: Any = []
+    for _ in range(1500):
+        deep = [deep]
+    for value in (deep, 10**5000, -(10**5000), "9" * 10**6):
+        assert refusal(pod(asking(**{key: value}))).code == "request.quantity"
+        assert refusal(pod(priority=value)).code == "request.malformed"
+        assert len(refusal(pod(asking(**{key: value}))).text) < 400
+
+
 def test_the_rich_pod_itself_is_fine() -> None:
     assert read_pod(RICH).request.refusal is None
     assert len(places(RICH)) > 80
