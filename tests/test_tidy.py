@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -35,6 +36,10 @@ IMPURE = re.compile(
     r"|(datetime\.)*(datetime|date)\.(now|utcnow|today)|(uuid\.)?uuid[14]|open|input|print|id|hash"
     r"|(np|numpy)\.random\..+"
 )
+GIVEN = re.compile(
+    r"time\..+|os\.(environ|getenv|urandom)(\..+)?|(datetime\.)*(datetime|date)\.(now|utcnow|today)|(uuid\.)?uuid[14]"
+)
+GIVERS = ("scheduler/clock.py", "scheduler/ids.py", "scheduler/cli/")
 POINT = re.compile(r"[a-z_]+(\.[a-z_]+)+")
 # Spelled so that this file does not match itself: folders of one person's machine, and files that name package hosts.
 MACHINE_WORDS = re.compile(r"/(w[o]rk|hom[e]|roo[t]|User[s])/|p[i]p\.conf")
@@ -66,15 +71,21 @@ def words(name: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)}
 
 
+def reached(tree: ast.AST, forbidden: re.Pattern[str]) -> Iterator[str]:
+    """Yield the forbidden chains of names, used or called, and bare calls such as `open(...)`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call | ast.Attribute):
+            name = dotted(node.func if isinstance(node, ast.Call) else node)
+            if forbidden.fullmatch(name):
+                yield f"{node.lineno}: {name}"
+
+
 def impure(tree: ast.AST) -> Iterator[str]:
-    """Yield what reaches out of a pure room: outermost chains only, plus bare calls such as `open(...)`."""
+    """Yield what has no place in a pure room."""
+    yield from reached(tree, IMPURE)
     for node in ast.walk(tree):
         if isinstance(node, ast.AsyncFunctionDef | ast.Await):
             yield f"{node.lineno}: async code"
-        elif isinstance(node, ast.Call | ast.Attribute):
-            name = dotted(node.func if isinstance(node, ast.Call) else node)
-            if IMPURE.fullmatch(name):
-                yield f"{node.lineno}: {name}"
 
 
 def sleeps(tree: ast.AST) -> Iterator[str]:
@@ -137,6 +148,11 @@ def test_pure_rooms_reach_for_nothing() -> None:
     assert found == []
 
 
+def test_the_shell_is_given_time_identity_and_settings() -> None:
+    shell = {p: t for p, t in sources().items() if p.startswith("scheduler/") and not p.startswith(GIVERS)}
+    assert [f"{path}:{what}" for path, tree in shell.items() for what in reached(tree, GIVEN)] == []
+
+
 def test_nothing_waits_but_through_a_clock() -> None:
     found = [
         f"{path}:{what}" for path, tree in sources().items() if path != "scheduler/clock.py" for what in sleeps(tree)
@@ -168,6 +184,14 @@ def test_asserts_are_never_switched_off() -> None:
         if name.startswith((".ci/", "deploy/", "Makefile")) and re.search(r"PYTHONOPTIMIZE|python\S* -O", text)
     ]
     assert debug + switched == []
+
+
+def test_python_without_asserts_is_refused() -> None:
+    result = subprocess.run(
+        [sys.executable, "-O", "-m", "scheduler", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "python -O" in result.stderr
 
 
 def test_names_say_what_a_thing_is() -> None:
