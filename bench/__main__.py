@@ -1,0 +1,125 @@
+"""The benches' command line: `python -m bench COMMAND ... --json`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.oracle import Json
+
+FAILED, USAGE = 1, 64
+_CLICK_USAGE = 2
+
+app = typer.Typer(
+    help="Benches; each checks its own answers and fails when one is wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+@app.callback()
+def bench() -> None:
+    """Benches; each checks its own answers and fails when one is wrong."""
+
+
+@app.command()
+def cluster(
+    *,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the cluster.")] = 200,
+    pods: Annotated[int, typer.Option(min=1, help="Pods to create.")] = 1000,
+    way: Annotated[str, typer.Option(help="The pods' way: direct or queue.")] = "direct",
+    queues: Annotated[Path | None, typer.Option(help="Queue documents (YAML).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 1,
+    kills: Annotated[int, typer.Option(min=0, help="SIGKILLs, each while a pod is in flight.")] = 0,
+    dump: Annotated[Path | None, typer.Option(help="Folder for what the auditor reads, and logs.")] = None,
+    trace: Annotated[str | None, typer.Option(help="Trace to replay, such as openb:default.")] = None,
+    drop_refused: Annotated[bool, typer.Option(help="Delete refused pods (traces).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run Tessera beside a real kube-scheduler under load and SIGKILL, and audit the dump."""
+    if way not in {"direct", "queue"}:
+        _refuse(f"--way is direct or queue, not {way}.")
+    if way == "queue" or queues:
+        _refuse("The queue way is not available yet; leave out --way queue and --queues.")
+    if trace or drop_refused:
+        _refuse("Traces are not available yet; leave out --trace and --drop-refused.")
+    if kills > pods // 5:
+        _refuse(f"{kills} kills need at least {kills * 5} pods, so that one is in flight at each.")
+    from bench.cluster import BenchError, Settings, run_cluster  # noqa: PLC0415 - usage errors need no aiohttp
+    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as above
+    from bench.workload import UnreachableError  # noqa: PLC0415 - as above
+
+    with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
+        settings = Settings(nodes=nodes, pods=pods, seed=seed, kills=kills, dump=dump or Path(temporary))
+        try:
+            report = asyncio.run(run_cluster(settings, _narrator()))
+        except UnreachableError as error:
+            _refuse(str(error))
+        except (BenchError, UnavailableError) as error:
+            report = {"seed": seed, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+@app.command()
+def audit(
+    *,
+    dump: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder written by --dump.")],
+    as_json: AsJson = False,
+) -> None:
+    """Audit a dump of `bench cluster` once more."""
+    from bench.auditor import audit as audit_dump  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = audit_dump(dump)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        report = {"seed": None, "ok": False, "error": f"the dump cannot be read: {error!r}"}
+    _finish(report, as_json=as_json)
+
+
+def _narrator() -> Callable[[str], None]:
+    """Return what writes progress to stderr, with the seconds since now."""
+    console, begun = Console(stderr=True), time.monotonic()
+    return lambda text: console.print(f"[dim]{time.monotonic() - begun:6.1f} s[/dim]  {text}", highlight=False)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    raise typer.Exit(USAGE)
+
+
+def _finish(report: Json, *, as_json: bool) -> NoReturn:
+    """Print the report and end with its status."""
+    if as_json:
+        print(json.dumps(report))
+    else:
+        table = Table("key", "value")
+        for key, value in report.items():
+            table.add_row(key, json.dumps(value) if key != "released" else f"{len(value)} pods")
+        Console().print(table)
+    raise typer.Exit(0 if report["ok"] else FAILED)
+
+
+def main() -> NoReturn:
+    """Run the command line; a usage error ends with 64."""
+    try:
+        app(prog_name="python -m bench")
+    except SystemExit as end:
+        sys.exit(USAGE if end.code == _CLICK_USAGE else end.code)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The product as an operator runs it: `python -m scheduler serve`, one process at a time on one database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.child import Child
+
+READY_S = 90.0
+_POLL_S = 0.02
+
+
+class ProductError(Exception):
+    """Tessera did not start, ended by itself, or a command of it failed; the sentence holds the log's end."""
+
+
+class Product:
+    """Tessera's process and its database; each start is a new process with a log of its own.
+
+    Attributes:
+        db: the database URL, the same for every start.
+        extender: urlPrefix of the running process, empty before the first start.
+        ready_s: seconds from each start to its ready line.
+    """
+
+    def __init__(self, folder: Path, kubeconfig: Path) -> None:
+        """Note where it keeps its state and as whom it acts; nothing is started."""
+        self._folder = folder
+        self._kubeconfig = kubeconfig
+        self._child: Child | None = None
+        self.db = f"sqlite:///{folder / 'tessera.db'}"
+        self.extender = ""
+        self.ready_s: list[float] = []
+
+    async def start(self) -> None:
+        """Start it and wait for its ready line.
+
+        Raises:
+            ProductError: it ended, or was not ready in time.
+        """
+        log = self._folder / f"tessera-{len(self.ready_s)}.log"
+        begun = time.monotonic()
+        listeners = [f"--{name}=127.0.0.1:0" for name in ("extender", "api", "metrics")]
+        argv = [*_COMMAND, "serve", f"--kubeconfig={self._kubeconfig}", f"--db={self.db}", *listeners]
+        child = self._child = Child("Tessera", argv, log, {**os.environ, "TESSERA_STATE": str(self._folder)})
+        while (line := _ready_line(log)) is None:
+            if not child.alive:
+                raise ProductError(f"Tessera ended while starting; the end of {log}:\n{child.tail()}")
+            if time.monotonic() - begun > READY_S:
+                raise ProductError(f"Tessera not ready after {READY_S:.0f} s; the end of {log}:\n{child.tail()}")
+            await asyncio.sleep(_POLL_S)
+        self.ready_s.append(time.monotonic() - begun)
+        self.extender = str(line["extender"])
+
+    def check(self) -> None:
+        """Make sure that it still runs.
+
+        Raises:
+            ProductError: it ended though nobody killed it.
+        """
+        if self._child and not self._child.alive:
+            raise ProductError(f"Tessera ended by itself; the end of {self._child.log}:\n{self._child.tail()}")
+
+    async def kill(self) -> None:
+        """SIGKILL it and wait until it is gone; nothing happens when it does not run."""
+        child, self._child = self._child, None
+        if child:
+            await child.kill()
+
+    async def stop(self) -> int:
+        """Ask it to end and return its exit status: 0 when it went in good order, negative when it was killed."""
+        child, self._child = self._child, None
+        return await child.stop(timeout_s=10) if child else 0
+
+    async def export_journal(self, path: Path) -> None:
+        """Write `tessera ledger export` to a file.
+
+        Raises:
+            ProductError: the command failed.
+        """
+        with path.open("wb") as out:
+            command = await asyncio.create_subprocess_exec(
+                *_COMMAND, "ledger", "export", "--db", self.db, stdout=out, stderr=asyncio.subprocess.PIPE
+            )
+            _, said = await command.communicate()
+        if command.returncode:
+            raise ProductError(f"tessera ledger export failed ({command.returncode}): {said.decode(errors='replace')}")
+
+
+_COMMAND = [sys.executable, "-m", "scheduler"]
+
+
+def _ready_line(log: Path) -> dict[str, Any] | None:
+    """Return the ready line when it is there in full."""
+    for line in log.read_text(errors="replace").split("\n")[:-1]:
+        if line.startswith('{"ready"'):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    return None

@@ -1,0 +1,69 @@
+"""The command line as scripts use it: one JSON object, 0, 1 or 64."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.dumps import EXACT, Fake, good_run, grants, pod
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def audited(fake: Fake, folder: Path) -> tuple[int, dict[str, object]]:
+    fake.write(folder)
+    ran = bench("audit", "--dump", str(folder), "--json")
+    return ran.returncode, json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_a_good_dump_ends_with_0_and_a_bad_one_with_1(tmp_path: Path) -> None:
+    fake, _ = good_run()
+    status, report = audited(fake, tmp_path)
+    assert (status, report["ok"]) == (0, True)
+    fake.bind(pod("thief", 1), EXACT, grants(1))
+    status, report = audited(fake, tmp_path)
+    assert (status, report["ok"], report["over_allocations"]) == (1, False, 1)
+
+
+def test_people_get_a_table(tmp_path: Path) -> None:
+    fake, _ = good_run()
+    fake.write(tmp_path)
+    ran = bench("audit", "--dump", str(tmp_path))
+    assert ran.returncode == 0
+    assert "waiting_placeable" in ran.stdout
+
+
+def test_an_empty_dump_fails_with_a_sentence(tmp_path: Path) -> None:
+    ran = bench("audit", "--dump", str(tmp_path), "--json")
+    assert ran.returncode == 1
+    assert "cannot be read" in json.loads(ran.stdout.splitlines()[-1])["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("cluster --nodes none", "--nodes"),
+        ("cluster --nodes 0", "--nodes"),
+        ("cluster --way sideways", "direct or queue"),
+        ("cluster --way queue", "not available yet"),
+        ("cluster --trace openb:default", "not available yet"),
+        ("cluster --pods 10 --kills 9", "9 kills need at least 45 pods"),
+        ("cluster --nodes 200 --pods 10", "use --pods"),
+        ("cluster --colour", "--colour"),
+        ("audit --dump /nowhere/at/all", "/nowhere/at/all"),
+        ("paint", "paint"),
+    ],
+)
+def test_usage_errors_end_with_64_and_a_sentence(arguments: str, sentence: str) -> None:
+    ran = bench(*arguments.split())
+    assert (ran.returncode, ran.stdout) == (64, "")
+    assert sentence in ran.stderr
