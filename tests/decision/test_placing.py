@@ -89,6 +89,7 @@ def test_observed(containers: list[tuple[str, int]], expected: dict[str, int]) -
     [
         pytest.param("........", "00001111", "", [0, 1], id="one link group"),
         pytest.param("x..x....", "00001111", "", [1, 2], id="the smaller group that is large enough"),
+        pytest.param(".....x.x", "00001111", "", [4, 6], id="and leaves the larger one whole"),
         pytest.param(".xxx....", "00001111", "", [4, 5], id="rather than the lowest two"),
         pytest.param(".x.x", "0000", "0011", [0, 2], id="one link group over two NUMA nodes"),
         pytest.param(".x..", "0000", "0011", [2, 3], id="one NUMA node within the link group"),
