@@ -136,7 +136,7 @@ class App:
             await asyncio.gather(*(self.settler.settle(uid) for uid in pending))
             if any(row.state is State.BINDING for row in self.desk.book.live()):
                 await self.clock.sleep(0.5)
-        self.reconcile.sweep()
+        await self.reconcile.sweep()
 
     def _loops(self) -> tuple[tuple[str, Callable[[], Awaitable[None]], float, asyncio.Event | None], ...]:
         return (

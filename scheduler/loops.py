@@ -23,6 +23,7 @@ from scheduler.waking import Waker
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 64
+SWEEP_SLICE = 1000
 
 
 @dataclass(slots=True)
@@ -113,17 +114,22 @@ class Reconcile:
         now_s = self.clock.monotonic()
         if now_s - self._swept_s >= self.every_s:
             self._swept_s = now_s
-            self.sweep()
+            await self.sweep()
         dirty = self.settler.dirty
         batch = [(uid, dirty.pop(uid)) for uid in list(dirty)[:AT_ONCE]]
         await asyncio.gather(*(self.settler.settle(uid, fresh=gone) for uid, gone in batch))
         if dirty:
             self.settler.bell.set()
 
-    def sweep(self) -> None:
-        """Mark every Request about which something is to be done."""
+    async def sweep(self) -> None:
+        """Mark every Request about which something is to be done; lets the loop turn now and then."""
         now_us, pods, rows = self.clock.wall_us(), self.desk.registry.pods, self.desk.book.rows
-        for uid in [*(row.id for row in self.desk.book.live()), *(uid for uid, pod in pods.items() if pod.ours)]:
+        uids = dict.fromkeys(row.id for row in self.desk.book.live()) | dict.fromkeys(
+            uid for uid, pod in pods.items() if pod.ours
+        )
+        for count, uid in enumerate(uids):
+            if count % SWEEP_SLICE == SWEEP_SLICE - 1:
+                await self.clock.sleep(0)
             if decide(rows.get(uid), pods.get(uid), now_us=now_us, fresh=False, in_flight=uid in self.settler.working):
                 self.settler.mark(uid)
 
@@ -139,24 +145,21 @@ class Audit:
 
     async def step(self) -> None:
         """Audit once, then wait."""
-        self.findings = self.look()
+        self.findings = await self.look()
         for finding in self.findings[:20]:
             log.error("audit.drift", finding=finding)
         await self.clock.sleep(self.every_s)
 
-    def look(self) -> list[str]:
-        """Return what does not agree, a sentence each."""
+    async def look(self) -> list[str]:
+        """Return what does not agree, a sentence each; lets the loop turn between nodes."""
         found = drift(self.desk.book.rows, self.desk.registry.pods)
-        live, fresh = self.desk.registry.snapshot(), self.desk.registry.rebuilt()
-        again = fresh.snapshot()
-        for name, row in self.desk.registry.columns.rows.items():
-            twin = fresh.columns.rows[name]
-            for column in ("cpu_milli_free", "memory_bytes_free", "pods_free", "gpus_free", "foreign"):
-                if getattr(live, column)[row] != getattr(again, column)[twin]:
-                    found.append(f"node {name}: column {column} differs from a rebuild")
-            slots = min(live.slots, again.slots)
-            if (live.use[:slots, row] != again.use[:slots, twin]).any():
-                found.append(f"node {name}: used devices differ from a rebuild")
+        for name in list(self.desk.registry.nodes):
+            if name in self.desk.registry.nodes:
+                found += [
+                    f"node {name}: column {column} differs from a rebuild"
+                    for column in self.desk.registry.differences(name)
+                ]
+            await self.clock.sleep(0)
         return found
 
 

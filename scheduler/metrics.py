@@ -45,6 +45,7 @@ class Metrics:
         self._reasons: dict[str, Counter] = {}
         self._timers = {verb: self._seconds.labels(verb) for verb in VERBS}
         self.version = version
+        self._gauges: _Gauges | None = None
 
     @contextmanager
     def timed(self, verb: str) -> Generator[None, None, None]:
@@ -68,18 +69,28 @@ class Metrics:
 
     def watch(self, desk: Desk, age_s: Callable[[], float], findings: Callable[[], list[str]]) -> None:
         """Register the gauges that are read from live state; the two callables give age and audit findings."""
-        self.registry.register(_Gauges(desk, age_s, findings, self.version))
+        self._gauges = _Gauges(desk, age_s, findings, self.version)
+        self.registry.register(self._gauges)
+
+    def refresh(self) -> None:
+        """Read the gauges from the live state; only the thread that owns the state may call it."""
+        if self._gauges is not None:
+            self._gauges.kept = list(self._gauges.read())
 
     def render(self) -> bytes:
-        """Return the exposition text; some milliseconds, so call it off the event loop's hot path."""
+        """Return the exposition text with the gauges as last refreshed; any thread may call it."""
         return generate_latest(self.registry)
 
 
 class _Gauges:
     def __init__(self, desk: Desk, age_s: Callable[[], float], findings: Callable[[], list[str]], version: str) -> None:
         self._desk, self._age_s, self._findings, self._version = desk, age_s, findings, version
+        self.kept: list[Metric] = []
 
     def collect(self) -> Iterable[Metric]:
+        return self.kept
+
+    def read(self) -> Iterable[Metric]:
         build = GaugeMetricFamily("tessera_build_info", "Version of the running Tessera.", labels=["version"])
         build.add_metric([self._version], 1)
         yield build

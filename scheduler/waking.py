@@ -21,6 +21,7 @@ from scheduler.model.pod import DeviceAsk, Pod, Selection
 log = structlog.get_logger(__name__)
 
 FIRST_S, LONGEST_S = 2.0, 60.0
+SLICE_S = 0.02
 AT_ONCE = 64
 
 
@@ -58,41 +59,50 @@ class Waker:
         now_s = self.clock.monotonic()
         if self.desk.registry.freed == self._seen and now_s < self._next_s:
             return
-        chosen = self._choose(now_s)
         self._seen = self.desk.registry.freed
-        later = [after for _, after in self._tries.values() if after > now_s]
-        self._next_s = min(later, default=now_s + LONGEST_S)
-        for start in range(0, len(chosen), AT_ONCE):
-            await asyncio.gather(*(self._wake(pod) for pod in chosen[start : start + AT_ONCE]))
-
-    def _choose(self, now_s: float) -> list[Pod]:
-        """Return the pods that fit, each with its room intended, highest priority first, then oldest."""
+        self._next_s = now_s + LONGEST_S
         chosen: list[Pod] = []
         hopeless: set[tuple[object, ...]] = set()
         for pod in self._in_order():
-            times, after = self._tries.get(pod.uid, (0, 0.0))
-            shape = _shape(pod)
-            if now_s < after or shape in hopeless or self.desk.intents.get(pod.uid) is not None:
-                continue
-            if not self.desk.intend_anywhere(pod):
-                if not self.desk.intents.excluded(pod.uid, now_s):
-                    hopeless.add(shape)
-                continue
-            self._tries[pod.uid] = (times + 1, now_s + min(FIRST_S * 2.0**times, LONGEST_S))
-            chosen.append(pod)
-        return chosen
+            if self._try(pod, now_s, hopeless):
+                chosen.append(pod)
+            if self.clock.monotonic() - now_s > SLICE_S:
+                await self.clock.sleep(0)
+                now_s = self.clock.monotonic()
+        for start in range(0, len(chosen), AT_ONCE):
+            await asyncio.gather(*(self._wake(pod) for pod in chosen[start : start + AT_ONCE]))
+
+    def _try(self, pod: Pod, now_s: float, hopeless: set[tuple[object, ...]]) -> bool:
+        """Intend a node for the pod if one fits; what fits nowhere is not tried again for others of its shape."""
+        times, not_before_s = self._tries.get(pod.uid, (0, 0.0))
+        row = self.desk.book.rows.get(pod.uid)
+        if row is not None and row.not_before_us > (now_us := self.clock.wall_us()):
+            not_before_s = max(not_before_s, now_s + (row.not_before_us - now_us) / 1_000_000)
+        if now_s < not_before_s:
+            self._next_s = min(self._next_s, not_before_s)
+            return False
+        shape = _shape(pod)
+        if shape in hopeless or self.desk.intents.get(pod.uid) is not None:
+            return False
+        if not self.desk.intend_anywhere(pod):
+            if not self.desk.intents.excluded(pod.uid, now_s):
+                hopeless.add(shape)
+            return False
+        self._tries[pod.uid] = (times + 1, now_s + min(FIRST_S * 2.0**times, LONGEST_S))
+        return True
 
     def _in_order(self) -> list[Pod]:
-        registry, book, now_us = self.desk.registry, self.desk.book, self.clock.wall_us()
-        pods = [registry.pods[uid] for uid in self.waiting if uid in registry.pods]
-        rows = book.rows
-        fit = [
-            pod
-            for pod in pods
-            if pod.request.refusal is None
-            and ((row := rows.get(pod.uid)) is None or (row.state not in TERMINAL and row.not_before_us <= now_us))
-        ]
-        return sorted(fit, key=lambda pod: (-pod.request.priority, _arrival(pod, rows.get(pod.uid)), pod.request.name))
+        """Return the pods that may be woken, highest priority first, then oldest; the ledger's arrival may be older."""
+        pods, rows = self.desk.registry.pods, self.desk.book.rows
+        found: list[tuple[tuple[int, int, str, str], Pod]] = []
+        for uid in self.waiting:
+            pod, row = pods.get(uid), rows.get(uid)
+            if pod is None or pod.request.refusal is not None or (row is not None and row.state in TERMINAL):
+                continue
+            request = pod.request
+            arrival_us = request.arrival_us if row is None else row.arrival_us
+            found.append(((-request.priority, arrival_us, request.namespace, request.name), pod))
+        return [pod for _, pod in sorted(found, key=lambda pair: pair[0])]
 
     async def _wake(self, pod: Pod) -> None:
         times, _ = self._tries.get(pod.uid, (1, 0.0))
@@ -103,11 +113,6 @@ class Waker:
         except (ApiError, UnknownOutcome) as error:
             self.desk.drop_intent(pod.uid)
             log.info("wake.failed", request=pod.uid, error=str(error))
-
-
-def _arrival(pod: Pod, row: object) -> tuple[int, str]:
-    arrival = getattr(row, "arrival_us", pod.request.arrival_us)  # the ledger's may be inherited and so earlier
-    return arrival, pod.request.namespace
 
 
 def _shape(pod: Pod) -> tuple[object, ...]:

@@ -13,13 +13,16 @@ from enum import IntEnum
 
 import numpy as np
 
-from policies.columns import Mode, Snapshot, Use
+from policies.columns import DEVICE_COLUMNS, Mode, Snapshot, Use
 from scheduler import GPU, MIG_PREFIX
 from scheduler.model.allocation import Allocation
 from scheduler.model.node import Node
 from scheduler.model.pod import Amounts, Pod
 
 from .snapshot import Columns
+
+
+AUDITED = ("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "foreign", "use")
 
 
 class Source(IntEnum):
@@ -210,15 +213,23 @@ class Registry:
         self.generation += 1
         self.columns.column("generation")[row] = self.generation
 
-    def rebuilt(self) -> Registry:
-        """Return a registry made anew from the same nodes and bookings: its columns must equal these."""
+    def rebuilt(self, name: str) -> Registry:
+        """Return a registry of this node alone, made anew from its bookings: its columns must equal those here."""
         fresh = Registry()
-        for node in self.nodes.values():
-            fresh.put_node(node)
-        for uid, said in self._said.items():
-            for source, held in said.items():
-                fresh.say(uid, source, held)
+        fresh.put_node(self.nodes[name])
+        for uid, held in self._on_node.get(name, {}).items():
+            fresh.say(uid, Source.OBSERVED, held)
         return fresh
+
+    def differences(self, name: str) -> list[str]:
+        """Return the columns in which a node's row differs from a rebuild; none, unless a booking went wrong."""
+        twin, slots = self.rebuilt(name), len(self.nodes[name].devices)
+
+        def told(registry: Registry, column: str) -> object:
+            values = getattr(registry.snapshot(), column)[..., registry.columns.rows[name]]
+            return values[:slots].tolist() if column in DEVICE_COLUMNS else values.tolist()
+
+        return [column for column in AUDITED if told(self, column) != told(twin, column)]
 
 
 def profile_of(resource: str) -> str:

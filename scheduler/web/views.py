@@ -47,6 +47,7 @@ class Views:
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The exposition text."""
+        self.metrics_source.refresh()
         body = await asyncio.to_thread(self.metrics_source.render)
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -74,7 +75,10 @@ class Views:
         row = self.desk.book.rows.get(http.match_info["id"])
         if row is None:
             return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
+        pod = self.desk.registry.pods.get(row.id)
+        refusal = pod.request.refusal if pod else None
         view = self.request_view(row) | {
+            "text": refusal.text if refusal else "",
             "allocation": orjson.loads(row.allocation) if row.allocation else None,
             "created": row.created_us,
             "updated": row.updated_us,
