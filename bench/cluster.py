@@ -23,7 +23,9 @@ from bench.product import Product, ProductError
 from bench.proxy import Moment, Proxy, Strike
 from bench.realcluster import TESSERA, RealCluster
 from bench.workload import CLASSES, NAMESPACE, Plan, plan
+from scheduler.clock import RealClock
 
+CLOCK = RealClock()
 ARRIVALS_PER_S = 20.0
 SETTLED_S = 12.0  # kube-scheduler backs off for up to 10 s after an error
 SETTLE_MAX_S = 180.0
@@ -156,7 +158,7 @@ class _Run:
         begun = time.monotonic()
         try:
             for tick in range(pods + pods // 5):
-                await asyncio.sleep(begun + tick / ARRIVALS_PER_S - time.monotonic())
+                await CLOCK.sleep(begun + tick / ARRIVALS_PER_S - time.monotonic())
                 if tick in at:
                     await _finished(strike)
                     strike = asyncio.create_task(self._strike(at[tick]))
@@ -202,7 +204,7 @@ class _Run:
         self.facts["quiet_end"] = time.time()
 
     async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await CLOCK.sleep(seconds)
         self.product.check()
 
     async def _dump(self) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.child import Child
+from scheduler.clock import RealClock
 
+CLOCK = RealClock()
 READY_S = 90.0
 _POLL_S = 0.02
 
@@ -54,7 +56,7 @@ class Product:
                 raise ProductError(f"Tessera ended while starting; the end of {log}:\n{child.tail()}")
             if time.monotonic() - begun > READY_S:
                 raise ProductError(f"Tessera not ready after {READY_S:.0f} s; the end of {log}:\n{child.tail()}")
-            await asyncio.sleep(_POLL_S)
+            await CLOCK.sleep(_POLL_S)
         self.ready_s.append(time.monotonic() - begun)
         self.extender = str(line["extender"])
 
