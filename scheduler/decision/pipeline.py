@@ -7,7 +7,7 @@ columns change; whoever works on live columns uses it up before changing them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from . import combine
 from .catalog import MASKS, REASONS, SCORES, TURN_MASKS, Policies
 from .combine import Rows
 
-__all__ = ["Policies", "Verdict", "judge", "judge_row"]
+__all__ = ["Policies", "Verdict", "judge"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,12 +88,3 @@ def judge(snapshot: Snapshot, ask: Ask, mix: Mix, policies: Policies, masks: Col
         failed += passes.view(np.int8)
     failed -= passes.view(np.int8) * np.int8(len(names) + 1)
     return Verdict(snapshot, ask, mix, policies, names, passes, failed)
-
-
-def judge_row(
-    snapshot: Snapshot, row: int, ask: Ask, mix: Mix, policies: Policies, *, masks: Collection[str] = TURN_MASKS
-) -> str:
-    """Judge an ask on one node without touching the others; return the reason word, empty when it fits."""
-    alone = slice(row, row + 1)
-    here = replace(ask, allowed=ask.allowed[alone])
-    return judge(snapshot.take(alone), here, mix, policies, masks).headline()

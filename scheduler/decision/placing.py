@@ -6,17 +6,20 @@ is exactly what the request asks.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import numpy as np
 
 from policies import fit
-from policies.columns import Ask, Kind, Mode, Snapshot, empty_mix
+from policies.columns import Ask, Kind, Mix, Mode, Snapshot, empty_mix
 from scheduler.errors import TesseraError
 from scheduler.model.allocation import Grant
 from scheduler.model.node import Node
 from scheduler.model.pod import ContainerAsk, Request
 
-from .catalog import FILTER_MASKS, Policies
-from .pipeline import judge_row
+from .catalog import FILTER_MASKS, TURN_MASKS, Policies
+from .pipeline import judge
 
 Containers = tuple[tuple[str, tuple[Grant, ...]], ...]
 
@@ -34,6 +37,15 @@ class DoesNotFit(TesseraError):  # noqa: N818 - an expected answer, named after 
         """Keep the reason word."""
         super().__init__(f"the node does not take this request now: {reason}")
         self.reason = reason
+
+
+def judge_row(
+    snapshot: Snapshot, row: int, ask: Ask, mix: Mix, policies: Policies, *, masks: Collection[str] = TURN_MASKS
+) -> str:
+    """Judge an ask on one node without touching the others; return the reason word, empty when it fits."""
+    alone = slice(row, row + 1)
+    here = replace(ask, allowed=ask.allowed[alone])
+    return judge(snapshot.take(alone), here, mix, policies, masks).headline()
 
 
 def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Node) -> Containers:

@@ -17,7 +17,8 @@ from scheduler.decision.catalog import (
     TURN_MASKS,
     read_policies,
 )
-from scheduler.decision.pipeline import Policies, Verdict, judge, judge_row
+from scheduler.decision.pipeline import Policies, Verdict, judge
+from scheduler.decision.placing import judge_row
 from tests.drawing import ask, cluster
 from tests.policies import oracle
 from tests.policies.strategies import permuted, worlds
