@@ -151,11 +151,15 @@ class EmbeddedCluster:
         return self._reply(stored, lost=lost)
 
     async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
-        """PUT; a uid or resourceVersion in the body is a precondition."""
+        """PUT; a uid or resourceVersion in the body is a precondition. A Lease that is absent is created."""
         sent = _plain(body)
         lost = await self._arrive("replace")
-        before = self._stored(kind, namespace, name)
         metadata = sent.get("metadata") or {}
+        if kind == "leases" and _key(namespace, name) not in self._objects[kind]:
+            metadata.pop("resourceVersion", None)
+            fresh = created(kind, namespace, sent, self._new_id(), self._clock.wall_us())
+            return self._reply(self._add(kind, fresh), lost=lost)
+        before = self._stored(kind, namespace, name)
         _check_uid(kind, before.object, metadata.get("uid", ""))
         if kind == "leases" and not metadata.get("resourceVersion"):
             raise invalid(kind, name, "metadata.resourceVersion: must be specified for an update")
@@ -185,12 +189,13 @@ class EmbeddedCluster:
         lost = await self._arrive("delete")
         before = self._stored(kind, namespace, name)
         _check_uid(kind, before.object, uid)
-        after = deleted(before.object, grace_s, self._clock.wall_us()) if kind == "pods" else None
-        if after is not None:
-            self._change(kind, before, after)
-        else:
+        last, at_once = before, True
+        if kind == "pods":
+            marked, at_once = deleted(before.object, grace_s, self._clock.wall_us())
+            last = self._change(kind, before, marked)
+        if at_once:
             del self._objects[kind][_key(namespace, name)]
-            self._tell(kind, "DELETED", before.object)
+            self._tell(kind, "DELETED", last.object)
         self._reply(before, lost=lost)
 
     async def bind(self, namespace: str, name: str, body: Object) -> None:

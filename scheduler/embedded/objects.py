@@ -16,7 +16,7 @@ API_VERSIONS: Mapping[Kind, tuple[str, str]] = {
     "pods": ("v1", "Pod"),
     "nodes": ("v1", "Node"),
     "leases": ("coordination.k8s.io/v1", "Lease"),
-    "events": ("v1", "Event"),
+    "events": ("events.k8s.io/v1", "Event"),
 }
 _SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # what the API server draws generated names from
 _POD_DEFAULTS: Object = {
@@ -38,6 +38,7 @@ _DEFAULT_TOLERATIONS = tuple(
     {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
     for key in ("not-ready", "unreachable")
 )
+_EVENT_NEEDS = ("eventTime", "reportingController", "reportingInstance", "action", "reason", "type")
 _IMMUTABLE = ("uid", "namespace", "name")
 _KEPT = ("creationTimestamp", "generateName", "deletionTimestamp", "deletionGracePeriodSeconds", "generation")
 
@@ -76,6 +77,9 @@ def created(kind: Kind, namespace: str, body: Object, uid: str, wall_us: int) ->
         metadata.pop(key, None)
     metadata |= {"uid": uid, "creationTimestamp": timestamp(wall_us)}
     fresh = {**body, "apiVersion": api_version, "kind": kind_name, "metadata": _tidy_metadata(metadata)}
+    missing = [key for key in _EVENT_NEEDS if not body.get(key)] if kind == "events" else []
+    if missing:
+        raise invalid(kind, metadata["name"], f"{missing[0]}: Required value")
     return _created_pod(fresh, wall_us) if kind == "pods" else fresh
 
 
@@ -103,14 +107,19 @@ def _created_pod(pod: Object, wall_us: int) -> Object:
     for key in ("containers", "initContainers"):
         if key in spec:
             spec[key] = [_with_defaults(container) for container in spec[key]]
-    given = spec.get("tolerations") or []
-    tolerated = {one.get("key") for one in given if one.get("effect") in (None, "", "NoExecute")}
-    spec["tolerations"] = given + [dict(one) for one in _DEFAULT_TOLERATIONS if one["key"] not in tolerated]
+    spec["tolerations"] = _with_default_tolerations(spec)
     status: Object = {"phase": "Pending", "qosClass": _qos_class(spec)}
     if spec.get("schedulingGates"):
         text = "Scheduling is blocked due to non-empty scheduling gates"
         status["conditions"] = [_scheduled("False", wall_us, reason="SchedulingGated", message=text)]
     return {**pod, "metadata": {**pod["metadata"], "generation": 1}, "spec": spec, "status": status}
+
+
+def _with_default_tolerations(spec: Object) -> list[Object]:
+    """Add what the API server's admission adds, at creation and at every update."""
+    given = spec.get("tolerations") or []
+    tolerated = {one.get("key") for one in given if one.get("effect") in (None, "", "NoExecute")}
+    return given + [dict(one) for one in _DEFAULT_TOLERATIONS if one["key"] not in tolerated]
 
 
 def _with_defaults(container: Object) -> Object:
@@ -180,7 +189,13 @@ def updated(kind: Kind, before: Object, after: Object, subresource: str) -> Obje
     result = {**after, "apiVersion": before["apiVersion"], "kind": before["kind"], "metadata": _tidy_metadata(new)}
     if kind in ("pods", "nodes"):
         _keep(result, before, "spec" if subresource == "status" else "status")
+    if kind == "events" and _but_series(result) != _but_series(before):
+        raise invalid(kind, name, "field is immutable")
     return _updated_pod(before, result) if kind == "pods" and not subresource else result
+
+
+def _but_series(event: Object) -> Object:
+    return {key: value for key, value in event.items() if key not in ("metadata", "series")}
 
 
 def modified(kind: Kind, name: str) -> Conflict:
@@ -196,8 +211,9 @@ def _keep(result: Object, before: Object, part: str) -> None:
 
 
 def _updated_pod(before: Object, after: Object) -> Object:
-    """Let through what may change in a pod's spec: images, deadlines, more tolerations, fewer gates."""
+    """Let through what may change: images, a deadline, more tolerations, fewer gates; a gated pod's wider selector."""
     old, new = before["spec"], _tidy_spec(dict(after.get("spec") or {}))
+    new["tolerations"] = _with_default_tolerations(new)
     after = {**after, "spec": new}
     if new == old:
         return after
@@ -210,18 +226,23 @@ def _updated_pod(before: Object, after: Object) -> Object:
     kept = new.get("tolerations", [])
     if any(toleration not in kept for toleration in old.get("tolerations", ())):
         raise invalid("pods", name, "spec.tolerations: Forbidden: existing toleration can not be modified or removed")
-    if _fixed(new) != _fixed(old):
+    if _fixed(new) != _fixed(old) or not _selector_may_become(new, old, gated=bool(had)):
         raise invalid("pods", name, "spec: Forbidden: pod updates may not change fields other than images and gates")
     after["metadata"] = {**after["metadata"], "generation": before["metadata"].get("generation", 1) + 1}
     return after
 
 
 def _fixed(spec: Object) -> Object:
-    loose = ("schedulingGates", "tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds")
+    loose = ("schedulingGates", "tolerations", "activeDeadlineSeconds", "nodeSelector")
     fixed = {key: value for key, value in spec.items() if key not in loose}
     for key in ("containers", "initContainers"):
         fixed[key] = [{k: v for k, v in one.items() if k != "image"} for one in spec.get(key) or ()]
     return fixed
+
+
+def _selector_may_become(new: Object, old: Object, *, gated: bool) -> bool:
+    before, after = old.get("nodeSelector") or {}, new.get("nodeSelector") or {}
+    return before.items() <= after.items() if gated else before == after
 
 
 def bound(pod: Object, binding: Object, wall_us: int) -> Object:
@@ -260,8 +281,10 @@ def unassignable(name: str, why: str) -> Conflict:
     return Conflict(409, "Conflict", f'Operation cannot be fulfilled on pods/binding "{name}": {why}')
 
 
-def deleted(pod: Object, grace_s: int | None, wall_us: int) -> Object | None:
-    """Return the pod as a deletion leaves it: with a deletionTimestamp, or None when it goes at once.
+def deleted(pod: Object, grace_s: int | None, wall_us: int) -> tuple[Object, bool]:
+    """Return the pod with the marks of its deletion, and whether it goes at once.
+
+    Only a bound pod that has not ended is given time; whoever asks for less time later shortens it.
 
     Args:
         pod: the pod as it is stored.
@@ -269,13 +292,15 @@ def deleted(pod: Object, grace_s: int | None, wall_us: int) -> Object | None:
         wall_us: now.
     """
     metadata, spec = pod["metadata"], pod["spec"]
-    grace = spec.get("terminationGracePeriodSeconds", 30) if grace_s is None else max(grace_s, 0)
-    if not spec.get("nodeName") or pod["status"].get("phase") in ("Succeeded", "Failed") or grace == 0:
-        return None
+    grace: int = spec.get("terminationGracePeriodSeconds", 30) if grace_s is None else max(grace_s, 0)
+    if not spec.get("nodeName") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+        grace = 0
     if metadata.get("deletionGracePeriodSeconds", grace + 1) <= grace:
-        return pod
+        return pod, grace == 0
     marks: dict[str, Any] = {
         "deletionTimestamp": timestamp(wall_us + grace * 1_000_000),
         "deletionGracePeriodSeconds": grace,
     }
-    return {**pod, "metadata": {**metadata, **marks}}
+    if "deletionTimestamp" not in metadata:
+        marks["generation"] = metadata.get("generation", 1) + 1
+    return {**pod, "metadata": {**metadata, **marks}}, grace == 0

@@ -15,6 +15,7 @@ from scheduler.kube.port import Gone, WatchEvent
 from .injected import Faults
 
 BOOKMARK_S = 60.0
+LAST_BOOKMARK_S = 2.0  # before the end of a watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +108,14 @@ async def stream(
     bookmark: Callable[[], WatchEvent],
     timeout_s: float,
 ) -> AsyncGenerator[WatchEvent, None]:
-    """Yield a follower's events as they come, a bookmark each quiet minute, and one at the end.
+    """Yield a follower's events as they come, and a bookmark each minute and shortly before the end.
 
     Raises:
         Gone: the reader was so slow that events were dropped.
     """
     end = clock.monotonic() + timeout_s
-    next_bookmark = clock.monotonic() + BOOKMARK_S
+    last_bookmark = end - min(LAST_BOOKMARK_S, timeout_s / 2)
+    next_bookmark = min(clock.monotonic() + BOOKMARK_S, last_bookmark)
     while (now := clock.monotonic()) < end:
         while follower.pending and clock.monotonic() < end:
             event = follower.pending.popleft()
@@ -126,8 +128,6 @@ async def stream(
             raise Gone(410, "Expired", "too old resource version: the watch was read too slowly")
         if now >= next_bookmark:
             yield bookmark()
-            next_bookmark = now + BOOKMARK_S
+            next_bookmark = min(now + BOOKMARK_S, last_bookmark) if now < last_bookmark else end + BOOKMARK_S
         if not follower.pending:
             await follower.wait(clock, min(end, next_bookmark) - clock.monotonic())
-    if not follower.pending:
-        yield bookmark()

@@ -29,14 +29,14 @@ async def test_a_binding_writes_node_annotations_and_labels_at_once(cluster: Clu
         "gpu-1",
         uid=made["metadata"]["uid"],
         resourceVersion=version_of(made),
-        annotations={"tessera.dev/allocation": "{}"},
+        annotations={"contract/allocation": "{}"},
         labels={"topology.kubernetes.io/zone": "a"},
     )
     await cluster.bind("default", name, body)
     events = await seen(cluster, "pods", version_of(made), names={name}, until=1)
     after = events[0].object
     assert after["spec"]["nodeName"] == "gpu-1"
-    assert after["metadata"]["annotations"] == {"user": "kept", "tessera.dev/allocation": "{}"}
+    assert after["metadata"]["annotations"] == {"user": "kept", "contract/allocation": "{}"}
     assert after["metadata"]["labels"] == {"app": "kept", "topology.kubernetes.io/zone": "a"}
     conditions = {one["type"]: one["status"] for one in after["status"]["conditions"]}
     assert conditions["PodScheduled"] == "True"
@@ -62,7 +62,7 @@ async def test_a_binding_with_the_wrong_uid_is_a_conflict(cluster: Cluster) -> N
 
 async def test_a_touch_voids_a_binding_in_flight(cluster: Cluster) -> None:
     made = await create_pod(cluster)
-    await cluster.patch("pods", "default", name_of(made), {"metadata": {"annotations": {"tessera.dev/touch": "1"}}})
+    await cluster.patch("pods", "default", name_of(made), {"metadata": {"annotations": {"contract/touch": "1"}}})
     with pytest.raises(Conflict):
         await cluster.bind("default", name_of(made), binding(made, "gpu-1", resourceVersion=version_of(made)))
     assert "nodeName" not in (await cluster.get("pods", "default", name_of(made)))["spec"]

@@ -12,6 +12,7 @@ from tests.contract.making import (
     bound_pod,
     create_node,
     create_pod,
+    event,
     fresh_name,
     lease,
     name_of,
@@ -78,12 +79,12 @@ async def test_a_json_patch_tests_before_it_changes(cluster: Cluster) -> None:
     steps = [
         {"op": "test", "path": "/spec/schedulingGates/0/name", "value": HOLD},
         {"op": "remove", "path": "/spec/schedulingGates/0"},
-        {"op": "add", "path": "/metadata/annotations/tessera.dev~1touch", "value": "1"},
+        {"op": "add", "path": "/metadata/annotations/contract~1touch", "value": "1"},
         {"op": "replace", "path": "/metadata/annotations/user", "value": "changed"},
     ]
     after = await cluster.patch("pods", "default", name_of(made), steps, patch_type="json")
     assert after["spec"]["schedulingGates"] == [{"name": "other/gate"}]
-    assert after["metadata"]["annotations"] == {"user": "changed", "tessera.dev/touch": "1"}
+    assert after["metadata"]["annotations"] == {"user": "changed", "contract/touch": "1"}
     with pytest.raises(ApiError) as refused:
         await cluster.patch("pods", "default", name_of(made), steps, patch_type="json")
     assert refused.value.status == 422
@@ -173,6 +174,8 @@ async def test_conditions_are_merged_by_type(cluster: Cluster) -> None:
     [
         {"schedulerName": "another"},
         {"nodeName": "somewhere"},
+        {"nodeSelector": {"a": "b"}},
+        {"terminationGracePeriodSeconds": 5},
         {"containers": [{"name": "main", "resources": {"requests": {"cpu": "2"}}}]},
         {"priority": 7},
     ],
@@ -218,21 +221,62 @@ async def test_a_replace_that_changes_nothing_raises_no_version(cluster: Cluster
     assert version_of(await cluster.replace("leases", "default", name_of(made), made)) == version_of(made)
 
 
-async def test_an_event_is_written_and_counted_up(cluster: Cluster) -> None:
-    about = await create_pod(cluster)
-    involved = {"kind": "Pod", "namespace": "default", "name": name_of(about), "uid": about["metadata"]["uid"]}
-    body = {
-        "metadata": {"generateName": "why-"},
-        "involvedObject": involved,
-        "reason": "Waiting",
-        "message": "no free GPU",
-        "type": "Normal",
-        "count": 1,
-    }
+async def test_a_lease_that_is_absent_is_created_by_replacing_it(cluster: Cluster) -> None:
+    name = fresh_name("lease")
+    made = await cluster.replace("leases", "default", name, lease(name, holder="first"))
+    assert (await cluster.get("leases", "default", name)) == made
+
+
+async def test_a_replace_of_another_uid_is_a_conflict(cluster: Cluster) -> None:
+    made = await cluster.create("leases", "default", lease())
+    made["metadata"]["uid"] = "00000000-0000-4000-8000-000000000000"
+    made["spec"]["holderIdentity"] = "you"
+    with pytest.raises(Conflict):
+        await cluster.replace("leases", "default", name_of(made), made)
+
+
+async def test_an_event_is_written_and_counted_up_in_its_series(cluster: Cluster) -> None:
+    body = event(await create_pod(cluster))
     made = await cluster.create("events", "default", body)
     assert name_of(made).startswith("why-")
-    after = await cluster.patch("events", "default", name_of(made), {"count": 2})
-    assert (after["count"], after["message"]) == (2, "no free GPU")
+    series = {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}
+    after = await cluster.patch("events", "default", name_of(made), {"series": series})
+    assert (after["series"], after["note"]) == (series, "no free GPU")
+    with pytest.raises(ApiError) as refused:
+        await cluster.patch("events", "default", name_of(made), {"note": "another"})
+    assert refused.value.status == 422
+
+
+@pytest.mark.parametrize("absent", ["eventTime", "reportingController", "reportingInstance", "action", "reason"])
+async def test_an_event_says_who_when_and_what(cluster: Cluster, absent: str) -> None:
+    body = event(await create_pod(cluster))
+    del body[absent]
+    with pytest.raises(ApiError) as refused:
+        await cluster.create("events", "default", body)
+    assert refused.value.status == 422
+
+
+async def test_a_gated_pods_selector_may_be_narrowed(cluster: Cluster) -> None:
+    made = await create_pod(cluster, pod(gates=(HOLD,)))
+    after = await cluster.patch("pods", "default", name_of(made), {"spec": {"nodeSelector": {"a": "b"}}})
+    assert after["spec"]["nodeSelector"] == {"a": "b"}
+    for change in ({"nodeSelector": {"a": "c"}}, {"nodeSelector": None}, {"nodeName": "somewhere"}):
+        with pytest.raises(ApiError) as refused:
+            await cluster.patch("pods", "default", name_of(made), {"spec": change})
+        assert refused.value.status == 422
+
+
+async def test_tolerations_are_only_added(cluster: Cluster) -> None:
+    made = await create_pod(cluster, pod(tolerations=[{"key": "a", "operator": "Exists"}]))
+    for change, length in (([{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "Exists"}], 4), (None, 0)):
+        body = {"spec": {"tolerations": change}}
+        if length:
+            after = await cluster.patch("pods", "default", name_of(made), body)
+            assert len(after["spec"]["tolerations"]) == length
+        else:
+            with pytest.raises(ApiError) as refused:
+                await cluster.patch("pods", "default", name_of(made), body)
+            assert refused.value.status == 422
 
 
 async def test_nodes_have_no_namespace_and_their_status_apart(cluster: Cluster) -> None:
@@ -259,6 +303,8 @@ async def test_taints_are_replaced_as_a_whole(cluster: Cluster) -> None:
 async def test_an_unbound_pod_is_deleted_at_once(cluster: Cluster) -> None:
     made = await create_pod(cluster)
     await cluster.delete("pods", "default", name_of(made))
+    events = await seen(cluster, "pods", version_of(made), names={name_of(made)}, until=2)
+    assert [event.type for event in events] == ["MODIFIED", "DELETED"]
     with pytest.raises(NotFound):
         await cluster.get("pods", "default", name_of(made))
     with pytest.raises(NotFound):
@@ -275,8 +321,27 @@ async def test_a_bound_pod_is_given_its_grace(cluster: Cluster) -> None:
     await cluster.delete("pods", "default", name_of(made), grace_s=0)
     with pytest.raises(NotFound):
         await cluster.get("pods", "default", name_of(made))
-    events = await seen(cluster, "pods", since, names={name_of(made)}, until=2)
-    assert [event.type for event in events] == ["MODIFIED", "DELETED"]
+    events = await seen(cluster, "pods", since, names={name_of(made)}, until=3)
+    assert [event.type for event in events] == ["MODIFIED", "MODIFIED", "DELETED"]
+    assert [event.object["metadata"]["deletionGracePeriodSeconds"] for event in events] == [30, 0, 0]
+    assert {event.object["metadata"]["generation"] for event in events} == {2}
+
+
+async def test_a_later_deletion_shortens_the_grace_and_never_prolongs_it(cluster: Cluster) -> None:
+    made = await bound_pod(cluster)
+    for asked, given in ((20, 20), (25, 20), (10, 10)):
+        await cluster.delete("pods", "default", name_of(made), grace_s=asked)
+        leaving = await cluster.get("pods", "default", name_of(made))
+        assert leaving["metadata"]["deletionGracePeriodSeconds"] == given
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+async def test_a_pod_that_ended_is_deleted_at_once(cluster: Cluster, phase: str) -> None:
+    made = await bound_pod(cluster)
+    await cluster.patch("pods", "default", name_of(made), {"status": {"phase": phase}}, subresource="status")
+    await cluster.delete("pods", "default", name_of(made))
+    with pytest.raises(NotFound):
+        await cluster.get("pods", "default", name_of(made))
 
 
 async def test_only_the_pod_with_this_uid_is_deleted(cluster: Cluster) -> None:

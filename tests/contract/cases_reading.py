@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -83,8 +84,8 @@ async def test_a_watch_tells_what_happened_in_order(cluster: Cluster) -> None:
     await cluster.patch("pods", "default", name, {"metadata": {"annotations": {"a": "1"}}})
     await cluster.bind("default", name, binding(made, "somewhere"))
     await cluster.delete("pods", "default", name, grace_s=0)
-    events = await seen(cluster, "pods", since, names={name}, until=4)
-    assert [event.type for event in events] == ["ADDED", "MODIFIED", "MODIFIED", "DELETED"]
+    events = await seen(cluster, "pods", since, names={name}, until=5)
+    assert [event.type for event in events] == ["ADDED", "MODIFIED", "MODIFIED", "MODIFIED", "DELETED"]
     assert events[1].object["metadata"]["annotations"]["a"] == "1"
     assert events[2].object["spec"]["nodeName"] == "somewhere"
     versions = [int(version_of(event.object)) for event in events]
@@ -108,16 +109,27 @@ async def test_a_watch_of_one_kind_does_not_tell_of_another(cluster: Cluster) ->
     assert events[0].object["kind"] == "Node"
 
 
-async def test_a_watch_ends_by_itself_and_bookmarks_where_it_was(cluster: Cluster) -> None:
-    since = await now(cluster, "pods")
-    made = await create_pod(cluster)
-    events = await all_of(cluster.watch("pods", since, timeout_s=6))
-    marks = [event.object for event in events if event.type == "BOOKMARK"]
+async def test_a_watch_ends_by_itself_and_bookmarks_where_it_is(cluster: Cluster) -> None:
+    since, made = await now(cluster, "pods"), []
+
+    async def create_some() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(16):
+            await asyncio.wait([loop.create_future()], timeout=0.25)
+            made.append(name_of(await create_pod(cluster)))
+
+    creating = asyncio.create_task(create_some())
+    events = await all_of(cluster.watch("pods", since, timeout_s=5))
+    await creating
+    marks = [at for at, event in enumerate(events) if event.type == "BOOKMARK"]
     assert marks
-    assert int(version_of(marks[-1])) >= int(version_of(made))
-    await cluster.patch("pods", "default", name_of(made), {"metadata": {"annotations": {"a": "1"}}})
-    later = await seen(cluster, "pods", version_of(marks[-1]), names={name_of(made)}, until=1)
-    assert later[0].type == "MODIFIED"
+    before = [name_of(event.object) for event in events[: marks[-1]] if event.type == "ADDED"]
+    assert before
+    mark = version_of(events[marks[-1]].object)
+    assert all(int(version_of(event.object)) <= int(mark) for event in events[: marks[-1]])
+    rest = made[made.index(before[-1]) + 1 :]
+    later = await seen(cluster, "pods", mark, names=set(made), until=len(rest))
+    assert [name_of(event.object) for event in later] == rest
 
 
 async def test_what_is_not_there_is_not_found(cluster: Cluster) -> None:

@@ -47,6 +47,21 @@ def lease(name: str = "", *, holder: str = "me") -> Object:
     return {"metadata": {"name": name or fresh_name("lease")}, "spec": {"holderIdentity": holder}}
 
 
+def event(about: Object) -> Object:
+    """An Event on a pod, in the form of events.k8s.io/v1."""
+    return {
+        "metadata": {"generateName": "why-"},
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "reportingController": "tessera.dev/contract",
+        "reportingInstance": "contract-0",
+        "action": "Placing",
+        "reason": "Waiting",
+        "regarding": {"kind": "Pod", "namespace": "default", "name": about["metadata"]["name"]},
+        "note": "no free GPU",
+        "type": "Normal",
+    }
+
+
 def binding(of: Object, to: str, **metadata: Any) -> Object:
     """A Binding of a pod; `metadata` adds preconditions, annotations, labels."""
     return {

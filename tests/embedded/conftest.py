@@ -5,7 +5,6 @@ import pytest
 
 from scheduler.clock import VirtualLoop
 
-
 Loops = Mapping[str, Callable[[], AbstractEventLoop]]
 
 
