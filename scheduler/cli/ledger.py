@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from typing import Annotated
 
 import orjson
@@ -33,7 +32,7 @@ def verify(db: Url, *, as_json: AsJson = False) -> None:
 
 def _verify(db: str) -> tuple[dict[str, object], str]:
     try:
-        with closing(Store.read(db)) as store:
+        with Store.read(db) as store:
             found = store.verify()
     except TesseraError as error:
         return _summary(0, None, ok=False, first_bad=None) | {"code": error.code}, str(error)
@@ -48,7 +47,7 @@ def _summary(rows: int, head: str | None, *, ok: bool, first_bad: int | None) ->
 def export(db: Url) -> None:
     """Write the journal to stdout, one JSON object a line, exactly as it was hashed."""
     try:
-        with closing(Store.read(db)) as store:
+        with Store.read(db) as store:
             for line in store.journal():
                 sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_SORT_KEYS) + b"\n")
             sys.stdout.buffer.flush()

@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def connect(url: sa.URL, *, read_only: bool = False) -> sa.Engine:
     if file is None:
         engine = sa.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        address = f"file:{_quoted(file)}?mode={'ro' if read_only else 'rwc'}&uri=true"
-        engine = sa.create_engine(f"sqlite:///{address}", connect_args={"check_same_thread": False})
+        address = f"file:{_quoted(file)}?mode={'ro' if read_only else 'rwc'}"
+        open_file = partial(sqlite3.connect, address, uri=True, check_same_thread=False)
+        engine = sa.create_engine("sqlite://", poolclass=sa.QueuePool, creator=open_file)
     pragmas = _PRAGMAS if read_only else (*_PRAGMAS, *_WRITER_PRAGMAS)
 
     @event.listens_for(engine, "connect")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -84,7 +84,7 @@ class Store:
         self._known_accounts: set[tuple[str, str]] = set()
 
     @classmethod
-    def open(cls, url: str, *, new_id: NewId = random_ids) -> Store:
+    def open(cls, url: str, *, new_id: NewId = random_ids) -> Self:
         """Take a database for writing: create or migrate it, check it, raise its fence.
 
         Args:
@@ -116,7 +116,7 @@ class Store:
         return store
 
     @classmethod
-    def read(cls, url: str) -> Store:
+    def read(cls, url: str) -> Self:
         """Open a ledger for reading only, beside whoever works on it.
 
         Raises:
@@ -140,6 +140,12 @@ class Store:
     def close(self) -> None:
         """Give the database back."""
         self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def head(self) -> tuple[int, str]:

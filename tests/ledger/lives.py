@@ -55,11 +55,11 @@ def step(row: Row | None, event: Event, **given: Any) -> Change:
     return advance(row, event, **{"now_us": NOW, "fence": 1, **given})
 
 
-def history(state: State, name: str = "a", **changes: Any) -> list[Change]:
-    """Return the changes of a Request that was led to this state."""
+def history(state: State, name: str = "a", *, fence: int = 1, **changes: Any) -> list[Change]:
+    """Return the changes of a Request that was led to this state by the writer of this fence."""
     row, made = None, []
     for event in WAY[state]:
-        made.append(step(row, event, born=born(name, **changes) if row is None else None))
+        made.append(step(row, event, fence=fence, born=born(name, **changes) if row is None else None))
         row = made[-1].after
     return made
 
