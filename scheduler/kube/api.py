@@ -87,6 +87,7 @@ class ApiServer:
         """Open an empty pool of connections."""
         self._credentials = credentials
         self._limits = limits
+        self._clock = clock
         self._calls = Bucket(clock, qps=limits.qps, burst=limits.burst)
         self._binds = Bucket(clock, qps=limits.bind_qps, burst=limits.bind_burst)
         # A compressed answer costs more time to unpack here than it saves on the way from a control plane near by.
@@ -128,9 +129,9 @@ class ApiServer:
             async with await self._send("GET", url, timeout) as response:
                 if response.status >= _REFUSED:
                     raise refusal(response.status, await response.read(), response.headers.get("Retry-After", ""))
-                async with aclosing(lines(response.content.iter_any(), self._limits.line_bytes)) as found:
-                    async for line in found:
-                        yield watch_event(line)
+                async with aclosing(_events(response, self._limits.line_bytes)) as events:
+                    async for event in events:
+                        yield event
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _not_read(f"watch {kind}", error) from error
 
@@ -176,6 +177,7 @@ class ApiServer:
     async def close(self) -> None:
         """Give back connections."""
         await self._session.close()
+        await self._clock.sleep(0)  # lets what was aborted close its sockets
 
     async def _read(self, url: str) -> Object:
         """GET an object; every failure is an ApiError, because nothing was put at stake."""
@@ -228,6 +230,20 @@ class ApiServer:
             proxy=self._credentials.proxy,
             server_hostname=self._credentials.server_hostname,
         )
+
+
+async def _events(response: aiohttp.ClientResponse, line_bytes: int) -> AsyncGenerator[WatchEvent, None]:
+    """Yield a watch's events; one that is left before its end breaks its connection.
+
+    Otherwise the connection stays open for half a minute, until TLS gives up taking leave of a server that streams on.
+    """
+    try:
+        async with aclosing(lines(response.content.iter_any(), line_bytes)) as found:
+            async for line in found:
+                yield watch_event(line)
+    finally:
+        if response.connection and response.connection.transport:
+            response.connection.transport.abort()
 
 
 def _not_read(what: str, error: Exception) -> ApiError:

@@ -68,8 +68,9 @@ class Reflector:
     def age_s(self, now_s: float) -> float:
         """Return for how many seconds nothing was heard, infinite before the first list.
 
-        A quiet watch hears a bookmark about every minute; silence is answered by a new list after `SILENCE_S`. So an
-        age above `STALE_S` means that the cluster cannot be reached.
+        kube-apiserver sends a bookmark about every minute, but none while the kind's version stands still. So silence
+        of `SILENCE_S` may be peace or a dead connection, and a new list tells which: an age above `STALE_S` means that
+        the cluster cannot be reached.
         """
         return now_s - self.heard_s
 
