@@ -15,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
-IntArray: TypeAlias = npt.NDArray[np.integer]
+I64: TypeAlias = npt.NDArray[np.int64]
+I32: TypeAlias = npt.NDArray[np.int32]
+I16: TypeAlias = npt.NDArray[np.int16]
+I8: TypeAlias = npt.NDArray[np.int8]
+U8: TypeAlias = npt.NDArray[np.uint8]
 BitsArray: TypeAlias = npt.NDArray[np.uint16]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
@@ -23,37 +27,25 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 class Mode(IntEnum):
     """Who chooses the device on a node: NVIDIA's plugin (OBSERVED) or Tessera (EXACT)."""
 
-    OBSERVED = 0
-    EXACT = 1
+    OBSERVED, EXACT = range(2)
 
 
 class Use(IntEnum):
     """What a device is used for now; a device is never two of these at once."""
 
-    FREE = 0
-    WHOLE = 1
-    SHARED = 2
-    MIG = 3
+    FREE, WHOLE, SHARED, MIG = range(4)
 
 
 class Health(IntEnum):
     """What the agent says of a device; only HEALTHY devices are given away."""
 
-    HEALTHY = 0
-    SUSPECT = 1
-    DRAINING = 2
-    RESETTING = 3
-    PROBATION = 4
-    BAD = 5
+    HEALTHY, SUSPECT, DRAINING, RESETTING, PROBATION, BAD = range(6)
 
 
 class Kind(IntEnum):
     """What a request asks of a device."""
 
-    NONE = 0
-    WHOLE = 1
-    MIG = 2
-    SHARE = 3
+    NONE, WHOLE, MIG, SHARE = range(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,38 +54,38 @@ class Snapshot:
 
     # per node, [N]
     schedulable: BoolArray  # a live node in service (not a hole in the table)
-    mode: npt.NDArray[np.uint8]  # Mode
-    rank: npt.NDArray[np.int32]  # place in the order of node names: the last tie-break
-    zone: npt.NDArray[np.int32]  # code, -1 unknown
-    rack: npt.NDArray[np.int32]  # code, -1 unknown
-    generation: npt.NDArray[np.int64]  # grows with every change of the node
-    cpu_milli_free: npt.NDArray[np.int64]  # may be negative on an overcommitted node
-    cpu_milli_total: npt.NDArray[np.int64]
-    memory_bytes_free: npt.NDArray[np.int64]
-    memory_bytes_total: npt.NDArray[np.int64]
-    storage_bytes_free: npt.NDArray[np.int64]  # ephemeral-storage
-    storage_bytes_total: npt.NDArray[np.int64]
-    pods_free: npt.NDArray[np.int64]
+    mode: U8  # Mode
+    rank: I32  # place in the order of node names: the last tie-break
+    zone: I32  # code, -1 unknown
+    rack: I32  # code, -1 unknown
+    generation: I64  # grows with every change of the node
+    cpu_milli_free: I64  # may be negative on an overcommitted node
+    cpu_milli_total: I64
+    memory_bytes_free: I64
+    memory_bytes_total: I64
+    storage_bytes_free: I64  # ephemeral-storage
+    storage_bytes_total: I64
+    pods_free: I64
     whole_gpus: BoolArray  # nvidia.com/gpu is a whole GPU here (no replicas, no -SHARED, MIG strategy not single)
-    gpus_free: npt.NDArray[np.int64]  # tokens of nvidia.com/gpu left
-    gpus_total: npt.NDArray[np.int64]
+    gpus_free: I64  # tokens of nvidia.com/gpu left
+    gpus_total: I64
     foreign: BoolArray  # exact node on which somebody holds a device nobody has named: no device asks
     # per profile or resource and node
-    slices_free: npt.NDArray[np.int64]  # [P, N] static MIG slices (observed nodes)
-    extended_free: npt.NDArray[np.int64]  # [E, N] other extended resources
+    slices_free: I64  # [P, N] static MIG slices (observed nodes)
+    extended_free: I64  # [E, N] other extended resources
     # per device, [D, N]
     exists: BoolArray
-    model: npt.NDArray[np.int32]  # code; 0 = unknown model
-    memory_mib_free: npt.NDArray[np.int32]
-    memory_mib_total: npt.NDArray[np.int32]
-    milli_free: npt.NDArray[np.int32]  # 0..1000
+    model: I32  # code; 0 = unknown model
+    memory_mib_free: I32
+    memory_mib_total: I32
+    milli_free: I32  # 0..1000
     mig_mode: BoolArray  # a fact: MIG mode is on
-    use: npt.NDArray[np.uint8]  # Use
+    use: U8  # Use
     occupancy: BitsArray  # taken memory slices; missing slices and padding set
-    family: npt.NDArray[np.int16]  # row of the placement tables, -1 = no MIG
-    health: npt.NDArray[np.uint8]  # Health
-    numa: npt.NDArray[np.int8]  # -1 unknown
-    link_group: npt.NDArray[np.int16]  # devices of one group share NVLink; -1 unknown
+    family: I16  # row of the placement tables, -1 = no MIG
+    health: U8  # Health
+    numa: I8  # -1 unknown
+    link_group: I16  # devices of one group share NVLink; -1 unknown
     utilisation: FloatArray  # 0..1, live
     trust: FloatArray  # 0..1, how far the agent's last report is to be believed
 
@@ -145,26 +137,12 @@ class Snapshot:
         return taken
 
 
-DEVICE_COLUMNS = frozenset(
-    "exists model memory_mib_free memory_mib_total milli_free mig_mode use occupancy family health numa"
-    " link_group utilisation trust".split()
-)
+_CODES = "BoolArray=? BitsArray=u2 FloatArray=f4 I64=i8 I32=i4 I16=i2 I8=i1 U8=u1"
+_DTYPES = dict(code.split("=") for code in _CODES.split())
+COLUMN_DTYPES: dict[str, np.dtype[np.generic]] = {f.name: np.dtype(_DTYPES[str(f.type)]) for f in fields(Snapshot)}
 STACKED_COLUMNS = frozenset({"slices_free", "extended_free"})
-COLUMN_DTYPES: dict[str, np.dtype[np.generic]] = {
-    name: np.dtype(kind)
-    for kind, names in {
-        "bool": "schedulable whole_gpus foreign exists mig_mode",
-        "uint8": "mode use health",
-        "int8": "numa",
-        "int16": "family link_group",
-        "uint16": "occupancy",
-        "int32": "rank zone rack model memory_mib_free memory_mib_total milli_free",
-        "int64": "generation cpu_milli_free cpu_milli_total memory_bytes_free memory_bytes_total storage_bytes_free"
-        " storage_bytes_total pods_free gpus_free gpus_total slices_free extended_free",
-        "float32": "utilisation trust",
-    }.items()
-    for name in names.split()
-}
+DEVICE_COLUMNS = frozenset(list(COLUMN_DTYPES)[list(COLUMN_DTYPES).index("exists") :])
+"""`[D, N]`: `exists` and every column declared after it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,7 +158,7 @@ class Ask:
     cpu_milli: int
     memory_bytes: int
     storage_bytes: int
-    extended: npt.NDArray[np.int64]  # [E]
+    extended: I64  # [E]
     models: BoolArray  # [M]
     allowed: BoolArray  # [N]
     init_only: bool = False  # only an ordinary init container asks for devices
@@ -196,26 +174,17 @@ class Ask:
 class Mix:
     """The classes of requests seen lately, with decayed weights that sum to 1 (or to 0 when nothing was seen)."""
 
-    kind: npt.NDArray[np.uint8]  # [C] Kind
-    count: npt.NDArray[np.int32]  # [C]
-    cpu_milli: npt.NDArray[np.int64]  # [C]
-    device_milli: npt.NDArray[np.int32]  # [C]
-    device_mib: npt.NDArray[np.int32]  # [C]
-    profile: npt.NDArray[np.int32]  # [C]
+    kind: U8  # [C] Kind
+    count: I32  # [C]
+    cpu_milli: I64  # [C]
+    device_milli: I32  # [C]
+    device_mib: I32  # [C]
+    profile: I32  # [C]
     models: BoolArray  # [C, M]
     weight: FloatArray  # [C]
 
 
 def empty_mix(models: int) -> Mix:
     """Return the mix of a cluster that has seen no request; `models` is M."""
-    none32 = np.zeros(0, np.int32)
-    return Mix(
-        kind=np.zeros(0, np.uint8),
-        count=none32,
-        cpu_milli=np.zeros(0, np.int64),
-        device_milli=none32,
-        device_mib=none32,
-        profile=none32,
-        models=np.zeros((0, models), np.bool_),
-        weight=np.zeros(0, np.float32),
-    )
+    none = {f.name: np.zeros(0, _DTYPES[str(f.type)]) for f in fields(Mix)}
+    return Mix(**{**none, "models": np.zeros((0, models), np.bool_)})

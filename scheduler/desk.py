@@ -95,14 +95,14 @@ class Desk:
             if not verdict.passes.any():
                 self._refuse(pod.uid, reason)
             return Answer([], reason)
-        self.intend(pod, int(best[0]), self._record(verdict, int(best[0])))
+        self.intend(pod, int(best[0]), self._record(verdict, int(best[0]), rows))
         return Answer([self.registry.columns.names[row] for row in best])
 
     def _filter_one(self, pod: Pod, row: int) -> Answer:
         """Judge the one node that is offered, exactly, without a look at the others."""
         ask = self.asks.ask(pod.request, everywhere=True)
         alone = replace(ask, allowed=ask.allowed[:1])
-        here = self.registry.snapshot().take(np.asarray([row], np.intp))
+        here = self.registry.snapshot().take(slice(row, row + 1))
         verdict = judge(here, alone, self.mix, self.policies, masks=FILTER_MASKS)
         if reason := verdict.headline():
             return Answer([], reason)
@@ -260,8 +260,8 @@ class Desk:
         mode = "exact" if node.mode is Mode.EXACT else "observed"
         return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row))
 
-    def _record(self, verdict: Verdict, row: int) -> str:
-        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation)
+    def _record(self, verdict: Verdict, row: int, rows: npt.NDArray[np.intp] | None = None) -> str:
+        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation, rows=rows)
 
     def _changes(self, pod: Pod, allocation: Allocation, record: str) -> tuple[Change, ...]:
         now_us = self.clock.wall_us()

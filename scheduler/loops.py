@@ -11,12 +11,14 @@ import structlog
 
 from scheduler.clock import Clock
 from scheduler.desk import Desk
+from scheduler.intake.allocation import read_allocation
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.kube.port import Object
-from scheduler.ledger.lifecycle import TERMINAL
+from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.reconcile import decide, drift
 from scheduler.model.pod import Pod
+from scheduler.model.reservation import State
 from scheduler.settling import Settler
 from scheduler.waking import Waker
 
@@ -120,6 +122,18 @@ class Reconcile:
         await asyncio.gather(*(self.settler.settle(uid, fresh=gone) for uid, gone in batch))
         if dirty:
             self.settler.bell.set()
+
+    async def recover(self) -> None:
+        """Book what the ledger holds, and settle what the last process left in flight, before anything is decided."""
+        for row in self.desk.book.live():
+            pod = self.desk.registry.pods.get(row.id)
+            if row.state in HOLDING and pod is not None:
+                self.desk.hold_claim(row, pod, read_allocation(row.allocation))
+        while pending := [row.id for row in self.desk.book.live() if row.state is State.BINDING]:
+            await asyncio.gather(*(self.settler.settle(uid) for uid in pending))
+            if any(row.state is State.BINDING for row in self.desk.book.live()):
+                await self.clock.sleep(0.5)
+        await self.sweep()
 
     async def sweep(self) -> None:
         """Mark every Request about which something is to be done; lets the loop turn now and then."""

@@ -41,6 +41,10 @@ class Writer(Protocol):
         """Raise ConflictError or StoreError when nothing was written."""
         ...
 
+    async def close(self) -> None:
+        """Write what is waiting and stop."""
+        ...
+
 
 @dataclass(slots=True)
 class Settler:
