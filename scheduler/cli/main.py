@@ -1,4 +1,4 @@
-"""The command tree. Each command lives in a module of its own and is imported when it runs."""
+"""The command tree; what is dear to import is imported by the command that needs it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from . import ledger
+
 app = typer.Typer(
     name="tessera", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="GPUs for pods."
 )
+app.add_typer(ledger.app)
 
 
 @app.callback()
@@ -44,3 +47,22 @@ def serve(
             metrics=metrics,
         )
     )
+
+
+@app.command()
+def demo(
+    *,
+    headless: Annotated[bool, typer.Option("--headless", help="No picture; also without a terminal.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")] = False,
+    seed: Annotated[int, typer.Option(help="What is drawn; the same seed gives the same journal.")] = 7,
+    duration: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Virtual seconds when headless (600); seconds of the picture otherwise (30)."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, max=999, help="Nodes, with 8 GPUs each.")] = 64,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on after the script, until Ctrl-C.")] = False,
+) -> None:
+    """Watch Tessera fill a cluster in memory: no cluster, no GPU needed."""
+    from .demo import Options, run  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    run(Options(headless=headless, json=json, seed=seed, duration_s=duration, nodes=nodes, keep=keep))

@@ -81,8 +81,9 @@ async def _serve(options: Options) -> None:
     store = Store.open(options.db or f"sqlite:///{state_folder() / 'ledger.db'}")
     try:
         async with _cluster(options, clock) as (cluster, world):
-            occupancy = Occupancy(cluster, clock, namespace=settings.namespace, identity=store.identity)
-            await occupancy.take()
+            who = {"namespace": settings.namespace, "database": store.identity, "nonce": random_ids()}
+            occupancy = Occupancy(cluster, clock, **who)
+            await occupancy.take(fence=store.fence)
             app = App(settings, clock, cluster, store, ThreadedWriter(store), Random(os.getpid()))  # noqa: S311 - jitter
             if world is not None:
                 world.extender = app.extender
@@ -127,7 +128,7 @@ async def _live(app: App, options: Options, occupancy: Occupancy) -> None:
                 (metrics_app(app.views), options.metrics),
             )
         ]
-        keeping = loop.create_task(occupancy.keep())
+        keeping = loop.create_task(occupancy.run())
         starting = loop.create_task(app.start())
         stopping = loop.create_task(stop.wait())
         done, _ = await asyncio.wait({keeping, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
