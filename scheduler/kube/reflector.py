@@ -16,8 +16,8 @@ from scheduler.kube.port import ApiError, Cluster, Gone, Kind, Object, UnknownOu
 
 SERVER_TIMEOUT_S = (290.0, 600.0)
 BACK_OFF_S = (0.2, 30.0)
-SILENCE_S = 70.0
-STALE_S = 75.0
+SILENCE_S = 45.0
+STALE_S = 60.0
 BATCH = 128
 _SHORT_S = 1.0
 _STEPS = 8
@@ -68,9 +68,9 @@ class Reflector:
     def age_s(self, now_s: float) -> float:
         """Return for how many seconds nothing was heard, infinite before the first list.
 
-        kube-apiserver sends a bookmark about every minute, but none while the kind's version stands still. So silence
-        of `SILENCE_S` may be peace or a dead connection, and a new list tells which: an age above `STALE_S` means that
-        the cluster cannot be reached.
+        kube-apiserver sends a bookmark about every minute, and none while the kind's version stands still. So silence
+        of `SILENCE_S` may be peace or a dead connection, and a new list tells which. It leaves time for the list and
+        for one more try: an age above `STALE_S` means that the cluster cannot be reached.
         """
         return now_s - self.heard_s
 
