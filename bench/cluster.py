@@ -26,7 +26,9 @@ from bench.workload import CLASSES, NAMESPACE, Plan, plan
 from scheduler.clock import RealClock
 
 CLOCK = RealClock()
-ARRIVALS_PER_S = 20.0
+TICK_S = 0.045  # with the write of each pod about 20 pods arrive a second
+DOWN_TICKS = 20  # pods that may arrive around a kill before the next has to wait for Tessera
+DRAIN_TICKS = 200
 SETTLED_S = 12.0  # kube-scheduler backs off for up to 10 s after an error
 SETTLE_MAX_S = 180.0
 IN_FLIGHT_S = 30.0
@@ -155,10 +157,8 @@ class _Run:
         pods, kills = self.settings.pods, self.settings.kills
         at = {(number + 1) * pods // (kills + 1): number for number in range(kills)}
         strike: asyncio.Task[None] | None = None
-        begun = time.monotonic()
         try:
-            for tick in range(pods + pods // 5):
-                await CLOCK.sleep(begun + tick / ARRIVALS_PER_S - time.monotonic())
+            for tick in range(pods + max(pods // 5, DRAIN_TICKS)):
                 if tick in at:
                     await _finished(strike)
                     strike = asyncio.create_task(self._strike(at[tick]))
@@ -166,6 +166,9 @@ class _Run:
                     await self.api.post(f"/api/v1/namespaces/{NAMESPACE}/pods", self.planned.pods[tick])
                 self.life.advance(tick)
                 self.product.check()
+                await CLOCK.sleep(TICK_S)
+                if strike and tick - max(first for first in at if first <= tick) >= DOWN_TICKS:
+                    await strike
             await _finished(strike)
         finally:
             if strike:

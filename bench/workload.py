@@ -22,8 +22,8 @@ ZONES = ("zone-a", "zone-b", "zone-c")
 TAINT = {"key": "dedicated", "value": "research", "effect": "NoSchedule"}
 CLASSES = {"bench-high": 1000, "bench-low": -10}
 SIZES = (0, 1, 2, 4, 8)
-DEMAND = (0.92, 1.08)  # where the total is drawn; rounding to whole pods stays within 0.9 and 1.1
-ENDING = 0.35  # share of pods that end during the run
+DEMAND = (1.0, 1.08)  # where the total is drawn; rounding to whole pods stays within 0.9 and 1.1
+ENDING = 0.2  # share of pods that may end during the run; few enough that some of the rest must wait to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,18 @@ KINDS = (
 )
 """The first is the first node's, so that a cluster of any size has a node for the largest ask."""
 
-MODELS = ("H100", "A100", "A100-80", "A100-40", "H100-80,A100-80", "T4", "NVIDIA-L4", "nvidia-a100-sxm4-80gb", "L4,T4")
+MODELS = {
+    "H100": 6,
+    "A100": 1,
+    "A100-80": 1,
+    "A100-40": 2,
+    "H100-80,A100-80": 1,
+    "T4": 3,
+    "NVIDIA-L4": 2,
+    "nvidia-a100-sxm4-80gb": 1,
+    "L4,T4": 1,
+}
+"""Asks for models and how often each comes: some are wanted more than there are."""
 NOWHERE = ("model", "zone", "size")  # asks that no node can ever meet
 
 
@@ -205,7 +216,7 @@ def _pod(rng: Rng, name: str, size: int) -> Json:
         _amounts(pod["spec"]["containers"][0])["ephemeral-storage"] = f"{rng.integers(1, 21)}Gi"
     if size:
         _spread_over_containers(rng, pod, size)
-        if rng.random() < 0.35:
+        if rng.random() < 0.5:
             _small_enough(rng, pod, size)
     _selection(rng, pod, size)
     if rng.random() < 0.1:
@@ -228,7 +239,8 @@ def _small_enough(rng: Rng, pod: Json, size: int) -> None:
     """Ask for a model; one that comes with enough GPUs, so that no-one waits for a node that cannot exist."""
     largest = {"T4": 2, "NVIDIA-L4": 2, "L4,T4": 2, "A100-40": 4}
     models = [model for model in MODELS if size <= largest.get(model, 8)]
-    pod["metadata"]["annotations"]["tessera.dev/gpu-model"] = str(rng.choice(models))
+    weights = np.array([MODELS[model] for model in models], float)
+    pod["metadata"]["annotations"]["tessera.dev/gpu-model"] = str(rng.choice(models, p=weights / weights.sum()))
 
 
 def _spread_over_containers(rng: Rng, pod: Json, size: int) -> None:

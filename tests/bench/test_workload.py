@@ -45,7 +45,7 @@ def test_the_mix_has_every_kind() -> None:
     kinds = "gpu-model nodeSelector nodeAffinity tolerations initContainers restartPolicy priorityClassName"
     for word in kinds.split():
         assert 5 < sum(word in text for text in texts) < 700, word
-    assert 200 < len(drawn.endings) < 500
+    assert 150 < len(drawn.endings) < 250
     assert {ending.phase for ending in drawn.endings.values()} == {"Succeeded", "Failed", "deleted"}
     assert drawn.strangers
 
