@@ -79,18 +79,22 @@ class LoopClock:
 
 
 class _JumpSelector(selectors.SelectSelector):
-    """Waits for nothing: where a real selector would block until a timer, time jumps to that timer."""
+    """Where a real selector would block until a timer, time jumps to that timer, at once or at a pace to watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, speed: float) -> None:
         super().__init__()
         self.now = 0.0
+        self._speed = speed
+        self._began_s = time.monotonic()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise RuntimeError("virtual loop: every task waits and no timer is set; the program is stuck")
-        ready = super().select(0)
+        then = self.now + max(timeout, 0.0)
+        wait_s = self._began_s + then / self._speed - time.monotonic() if self._speed else 0.0
+        ready = super().select(max(wait_s, 0.0))
         if not ready:
-            self.now += max(timeout, 0.0)
+            self.now = then
         return ready
 
 
@@ -100,9 +104,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     Threads and sockets are not for it: what happens outside the loop takes no virtual time.
     """
 
-    def __init__(self) -> None:
-        """Start at time 0."""
-        self._jumper = _JumpSelector()
+    def __init__(self, *, speed: float = 0.0) -> None:
+        """Start at time 0.
+
+        Args:
+            speed: virtual seconds per real one, for runs that people watch; 0 = as fast as the machine can. What runs,
+                and in which order, is the same.
+        """
+        self._jumper = _JumpSelector(speed)
         super().__init__(self._jumper)
 
     def time(self) -> float:
