@@ -50,7 +50,7 @@ class App:
         self.waker = Waker(self.desk, cluster, clock)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
         self.audit, self.reconcile = Audit(self.desk, clock), Reconcile(self.desk, self.settler, clock)
-        self.recovered = False
+        self.recovered, self.holds = False, lambda: True  # whether the cluster's Lease is ours; the process says
         self._tasks: list[asyncio.Task[None]] = []
         nodes = NodeSink(self.desk, dict(geometry.products()))
         pods = PodSink(self.desk, self.settler, self.waker)
@@ -103,6 +103,8 @@ class App:
         """Return why no decision may be made now; empty = ready."""
         if not self.recovered:
             return "starting: the inventory is being rebuilt"
+        if not self.holds():
+            return "the cluster's Lease could not be renewed: another Tessera may take over"
         age_s = self.age_s()
         return f"the API server was last heard {age_s:.0f} s ago" if age_s > STALE_S else ""
 

@@ -85,6 +85,7 @@ async def _serve(options: Options) -> None:
             occupancy = Occupancy(cluster, clock, **who)
             await occupancy.take(fence=store.fence)
             app = App(settings, clock, cluster, store, ThreadedWriter(store), Random(os.getpid()))  # noqa: S311 - jitter
+            app.holds = occupancy.holds
             if world is not None:
                 world.extender = app.extender
             await _live(app, options, occupancy)

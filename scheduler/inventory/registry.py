@@ -8,20 +8,21 @@ objects say minus the bookings in force; `rebuilt` makes the same columns from n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 
 from policies.columns import DEVICE_COLUMNS, Mode, Snapshot, Use
 from scheduler import GPU, MIG_PREFIX
+from scheduler.intake.resources import profile_of
 from scheduler.model.allocation import Allocation
 from scheduler.model.node import Node
 from scheduler.model.pod import Amounts, Pod
 
 from .snapshot import Columns
 
-
+BOOKED_MAX = 1 << 50
 AUDITED = ("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "foreign", "use")
 
 
@@ -55,7 +56,7 @@ def booking(pod: Pod, node: str, allocation: Allocation | None) -> Booking:
             devices.update({grant.dev: _USES[grant.kind] for grant in grants if grant.dev >= 0})
     return Booking(
         node=node,
-        amounts=pod.request.amounts,
+        amounts=_bounded(pod.request.amounts),
         tokens=pod.tokens,
         devices=tuple(sorted(devices.items())),
         named=bool(devices) or not pod.tokens,
@@ -232,11 +233,16 @@ class Registry:
         return [column for column in AUDITED if told(self, column) != told(twin, column)]
 
 
-def profile_of(resource: str) -> str:
-    """Return the MIG profile name behind a resource name: `nvidia.com/mig-1g.10gb.me` is `1g.10gb+me`."""
-    name = resource.removeprefix(MIG_PREFIX)
-    size, unit, rest = name.partition("gb")
-    return f"{size}{unit}+{rest[1:]}" if rest.startswith(".") else name
+def _bounded(amounts: Amounts) -> Amounts:
+    """Return amounts that a thousand pods may ask of one node without leaving int64; more than this fits nowhere."""
+    if max(amounts.cpu_milli, amounts.memory_bytes, amounts.storage_bytes) <= BOOKED_MAX:
+        return amounts
+    return replace(
+        amounts,
+        cpu_milli=min(amounts.cpu_milli, BOOKED_MAX),
+        memory_bytes=min(amounts.memory_bytes, BOOKED_MAX),
+        storage_bytes=min(amounts.storage_bytes, BOOKED_MAX),
+    )
 
 
 def _same(old: Node, new: Node) -> bool:

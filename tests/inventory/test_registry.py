@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policies.columns import DEVICE_COLUMNS, Use
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
-from scheduler.inventory.registry import Registry, Source, booking, profile_of
+from scheduler.inventory.registry import Registry, Source, booking
 from scheduler.model.allocation import Allocation, Grant
 from scheduler.model.node import Node
 from scheduler.model.pod import Pod
@@ -120,12 +120,16 @@ def test_the_snapshot_is_closed_for_writing() -> None:
         registry.snapshot().gpus_free[0] = 3
 
 
-@pytest.mark.parametrize(
-    ("resource", "profile"),
-    [("mig-1g.10gb", "1g.10gb"), ("mig-1g.10gb.me", "1g.10gb+me"), ("mig-1g.24gb.me.all", "1g.24gb+me.all")],
-)
-def test_profile_names(resource: str, profile: str) -> None:
-    assert profile_of(f"nvidia.com/{resource}") == profile
+def test_no_number_of_huge_pods_wraps_around() -> None:
+    registry = Registry()
+    registry.put_node(node("a"))
+    for number in range(110):
+        raw = raw_pod(f"p{number}", 0, node="a")
+        raw["spec"]["containers"][0]["resources"]["requests"]["memory"] = "4Ei"
+        registry.put_pod(read_pod(raw))
+    free = column(registry, "memory_bytes_free", "a")
+    assert isinstance(free, int)
+    assert free < 0
 
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
