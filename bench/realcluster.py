@@ -7,7 +7,6 @@ kubelet: nodes and pods' phases are written by `bench.kube_objects`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import secrets
@@ -28,6 +27,7 @@ from bench.child import Child
 from bench.kube_binaries import UnavailableError, find_binaries, find_etcd
 from bench.kube_objects import pod_object
 from bench.manifests import apply, kube_scheduler_config, read_base
+from scheduler.clock import RealClock
 
 ADMIN = "admin"
 TESSERA = "tessera"
@@ -36,6 +36,7 @@ KUBE_CONTROLLER_MANAGER = "kube-controller-manager"
 
 LOOPBACK = "127.0.0.1"
 START_S = 60.0
+CLOCK = RealClock()
 _POLL_S = 0.05
 _ACCOUNT_GROUPS = ("system:serviceaccounts", "system:serviceaccounts:tessera-system", "system:authenticated")
 _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -327,7 +328,7 @@ async def _until(ready: Callable[[], Awaitable[bool]], what: str, child: Child |
             raise UnavailableError(f"{what} ended while starting; the end of {child.log}:\n{child.tail()}")
         if time.monotonic() > deadline:
             raise UnavailableError(f"{what} not ready after {START_S:.0f} s; the end of {child.log}:\n{child.tail()}")
-        await asyncio.sleep(_POLL_S)
+        await CLOCK.sleep(_POLL_S)
 
 
 async def _answers(url: str) -> bool:

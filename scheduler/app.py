@@ -7,7 +7,7 @@ Stop: refuse new work, let binds in flight end, flush, give the lease back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from random import Random
 
 import structlog
@@ -50,7 +50,8 @@ class App:
         self.waker = Waker(self.desk, cluster, clock)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
         self.audit, self.reconcile = Audit(self.desk, clock), Reconcile(self.desk, self.settler, clock)
-        self.recovered, self.holds = False, lambda: True  # whether the cluster's Lease is ours; the process says
+        self.recovered = False
+        self.holds: Callable[[], bool] = lambda: True  # whether the cluster's Lease is ours; the process says
         self._tasks: list[asyncio.Task[None]] = []
         nodes = NodeSink(self.desk, dict(geometry.products()))
         pods = PodSink(self.desk, self.settler, self.waker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -111,10 +110,10 @@ def test_a_claim_that_no_longer_fits_changes_nothing(loop: VirtualLoop) -> None:
 def test_an_intent_lapses_and_keeps_the_pod_off_that_node_for_a_while(loop: VirtualLoop) -> None:
     made = desk(loop, "a", "b")
     first = made.filter(pod("one", 4), ["a", "b"]).names
-    loop.run_until_complete(asyncio.sleep(16))
+    loop.run_until_complete(made.clock.sleep(16))
     second = made.filter(pod("one", 4), ["a", "b"]).names
     assert second != first
-    loop.run_until_complete(asyncio.sleep(61))
+    loop.run_until_complete(made.clock.sleep(61))
     made.lapse()
     assert made.filter(pod("two", 4), first).names == first
 
@@ -137,7 +136,7 @@ def test_filter_and_prioritize_leave_nothing_durable(loop: VirtualLoop) -> None:
         made.filter(pod(f"p{number}", number % 5), ["a", "b", "c"])
         made.prioritize(pod(f"p{number}", number % 5), ["a", "b", "c"])
     assert not made.book.rows
-    loop.run_until_complete(asyncio.sleep(20))
+    loop.run_until_complete(made.clock.sleep(20))
     made.lapse()
     assert (made.registry.snapshot().gpus_free[:3] == 4).all()
     assert (made.registry.snapshot().use[:4, :3] == Use.FREE).all()
