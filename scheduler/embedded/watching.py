@@ -35,6 +35,15 @@ class Follower:
     overrun: bool = False
     waiter: asyncio.Future[None] | None = None
 
+    def put(self, event: Happening, limit: int) -> None:
+        """Hand over an event, unless too many wait already: then the watch is cut off, for it would have a gap."""
+        if len(self.pending) >= limit:
+            self.overrun = True
+            self.pending.clear()
+        if not self.overrun:
+            self.pending.append(event)
+        self.wake()
+
     def wake(self) -> None:
         """Let the watch look again."""
         if self.waiter is not None and not self.waiter.done():
@@ -66,11 +75,7 @@ class History:
         if len(self._events) > self._limit:
             self.floor = self._events.popleft().resource_version
         for follower in self._followers:
-            follower.pending.append(event)
-            if len(follower.pending) > self._limit:
-                follower.overrun = True
-                follower.pending.clear()
-            follower.wake()
+            follower.put(event, self._limit)
 
     def forget(self, resource_version: int) -> None:
         """Forget all events up to this resourceVersion."""
