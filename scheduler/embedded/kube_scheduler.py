@@ -205,7 +205,7 @@ class KubeScheduler:
     async def _choose(self, raw: Object, pod: Pod) -> str:
         """Return the node for a pod: the nominated one if it passes, else the best that does."""
         needs = needs_of(pod)
-        if pod.nominated in self._cache.rooms and not self._cache.refusals(pod, needs, pod.nominated):
+        if pod.nominated in self._cache.rooms and not self._cache.judge(pod, needs)(pod.nominated):
             try:
                 passed, _ = await self._extender.filter(raw, [pod.nominated])
             except ExtenderError:
@@ -225,11 +225,13 @@ class KubeScheduler:
         wanted, tried = self._sample(), 0
         feasible: list[str] = []
         reasons: Counter[str] = Counter()
+        refusals = self._cache.judge(pod, needs)
         for name in self._cache.names(self._start_at):
             tried += 1
-            refused = self._cache.refusals(pod, needs, name)
-            reasons.update(refused)
-            if not refused:
+            refused = refusals(name)
+            if refused:
+                reasons.update(refused)
+            else:
                 feasible.append(name)
                 if len(feasible) == wanted:
                     break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from scheduler.intake.node import read_node
@@ -112,22 +112,31 @@ class NodeCache:
             new = self._nominated[uid] = Held(node, needs, priority)
             self._nominated_on.setdefault(node, {})[uid] = new
 
-    def refusals(self, pod: Pod, needs: Mapping[str, int], name: str) -> list[str]:
-        """Return why a node does not take a pod, in kube-scheduler's words; empty when it does."""
-        room = self.rooms[name]
-        if not self._admits(pod.request.selection, room.node):
-            return [MISPLACED]
-        holds = [
-            held.needs
-            for uid, held in self._nominated_on.get(name, {}).items()
-            if uid != pod.uid and held.priority >= pod.request.priority
-        ]
-        short = []
-        for resource, amount in needs.items():
-            free = room.has.get(resource, 0) - room.taken.get(resource, 0)
-            if amount > free - sum(one.get(resource, 0) for one in holds):
-                short.append("Too many pods" if resource == PODS else f"Insufficient {resource}")
-        return short
+    def judge(self, pod: Pod, needs: Mapping[str, int]) -> Callable[[str], list[str]]:
+        """Return what says why a node does not take the pod, in kube-scheduler's words; an empty list when it does."""
+        selection, asked = pod.request.selection, tuple(needs.items())
+        admitted = self._answers(selection)
+        priority, uid = pod.request.priority, pod.uid
+
+        def refusals(name: str) -> list[str]:
+            room = self.rooms[name]
+            admits_pod = admitted.get(name)
+            if admits_pod is None:
+                admits_pod = admitted[name] = admits(selection, room.node)
+            if not admits_pod:
+                return [MISPLACED]
+            has, taken = room.has, room.taken
+            nominated = self._nominated_on.get(name)
+            if nominated:
+                held = [one.needs for key, one in nominated.items() if key != uid and one.priority >= priority]
+                taken = {key: taken.get(key, 0) + sum(one.get(key, 0) for one in held) for key in needs}
+            return [
+                "Too many pods" if resource == PODS else f"Insufficient {resource}"
+                for resource, amount in asked
+                if amount > has.get(resource, 0) - taken.get(resource, 0)
+            ]
+
+        return refusals
 
     def least_allocated(self, needs: Mapping[str, int], name: str) -> int:
         """Score a node 0..100: the more cpu and memory are left, the better."""
@@ -150,12 +159,11 @@ class NodeCache:
         for resource, amount in needs.items():
             taken[resource] = taken.get(resource, 0) + sign * amount
 
-    def _admits(self, selection: Selection, node: Node) -> bool:
+    def _answers(self, selection: Selection) -> dict[str, bool]:
+        """Return what is known of where a selection admits, to read and to add to; filled anew after node changes."""
         answers = self._admitted.get(selection)
         if answers is None:
             if len(self._admitted) >= _ADMITTED_KEPT:
                 self._admitted.clear()
             answers = self._admitted[selection] = {}
-        if node.name not in answers:
-            answers[node.name] = admits(selection, node)
-        return answers[node.name]
+        return answers
