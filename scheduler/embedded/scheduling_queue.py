@@ -15,6 +15,7 @@ from scheduler.kube.port import Object
 from scheduler.model.pod import Pod
 
 BACKOFF_S, BACKOFF_MOST_S = 1.0, 10.0
+_DOUBLINGS_MOST = 10  # beyond the longest back-off anyway; a pod may be refused thousands of times
 FORGOTTEN_S = 300.0  # a refused pod is tried again after this long, whatever happens
 
 
@@ -53,7 +54,11 @@ class Entry:
     def backoff_until(self) -> float:
         """Return when this pod may be tried again."""
         attempts = self.errors or self.refusals
-        return self.since + min(BACKOFF_S * 2 ** (attempts - 1), BACKOFF_MOST_S) if attempts else self.since
+        return (
+            self.since + min(BACKOFF_S * 2 ** min(attempts - 1, _DOUBLINGS_MOST), BACKOFF_MOST_S)
+            if attempts
+            else self.since
+        )
 
 
 class SchedulingQueue:

@@ -84,14 +84,13 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Let kube-scheduler and kubelets run for as long as this is open."""
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(part.run()) for part in (self.kube_scheduler, self.kubelet)]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:  # a part that breaks ends the whole run, loudly
+            tasks = [group.create_task(part.run()) for part in (self.kube_scheduler, self.kubelet)]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     async def _ask(self, verb: str, body: bytes) -> tuple[int, bytes]:
         if self.extender is None:
