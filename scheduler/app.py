@@ -49,7 +49,7 @@ class App:
         self.settler = Settler(self.desk, cluster, writer, clock)
         self.waker = Waker(self.desk, cluster, clock)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
-        self.audit, self.reconcile = Audit(self.desk, clock), Reconcile(self.desk, self.settler, clock)
+        self.audit, self.reconcile = Audit(self.desk, self.settler, clock), Reconcile(self.desk, self.settler, clock)
         self.recovered = False
         self.holds: Callable[[], bool] = lambda: True  # whether the cluster's Lease is ours; the process says
         self._tasks: list[asyncio.Task[None]] = []

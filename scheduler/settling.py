@@ -70,8 +70,8 @@ class Settler:
 
     async def settle(self, uid: str, *, fresh: bool = False) -> None:
         """Do what has to be done until nothing is left to do, a few rounds at most; errors mean later, not never."""
-        if uid in self.working:
-            self.mark(uid, gone=fresh)
+        if uid in self.working:  # whoever is at it rings when done
+            self.dirty[uid] = self.dirty.get(uid, False) or fresh
             return
         async with self.alone(uid):
             try:
@@ -91,6 +91,8 @@ class Settler:
         finally:
             del self.working[uid]
             done.set()
+            if uid in self.dirty:
+                self.bell.set()
 
     async def resolve(self, uid: str, *, fresh: bool = False) -> None:
         """Settle for a caller that already holds this uid in `working`; lets errors through."""
