@@ -27,6 +27,7 @@ FLUSH_S = 1.0
 _EXTENDER_WEIGHT = 10
 _EXTENDER_SCALE = 10  # an extender's 0..10 to kube-scheduler's 0..100
 _FEASIBLE_LEAST = 100
+_AFTERWORD = " no new claims to deallocate"  # said by the one PostFilter plugin of the shipped profile
 
 
 class _UnfitError(Exception):
@@ -48,6 +49,7 @@ class KubeScheduler:
         *,
         rng: Random,
         percentage: int = 100,
+        clears_nominations: bool = False,
         timeout_s: float = 2.0,
         latency_s: float = 0.002,
     ) -> None:
@@ -59,6 +61,9 @@ class KubeScheduler:
             transport: carries (verb, body) to the extender and brings (status, body) back.
             rng: draws among nodes of equal score.
             percentage: percentageOfNodesToScore; 0 is Kubernetes' default sampling.
+            clears_nominations: a refusal clears the pod's nomination, as it does where DefaultPreemption is enabled.
+                The shipped profile disables it: a refused pod keeps its nomination and the room held by it. An error
+                clears it in either case.
             timeout_s: httpTimeout of the extender.
             latency_s: what an extender call takes beside the extender's own time.
         """
@@ -67,6 +72,7 @@ class KubeScheduler:
         self._extender = ExtenderClient(transport, clock, timeout_s=timeout_s, latency_s=latency_s)
         self._rng = rng
         self._percentage = percentage
+        self._clears_nominations = clears_nominations
         self._running: asyncio.Task[None] | None = None
         self.attempts = 0
         self._reset()
@@ -279,19 +285,22 @@ class KubeScheduler:
         unfit = isinstance(error, _UnfitError)
         put_back = self._queue.refuse if unfit else self._queue.fail
         put_back(entry, self._clock.monotonic())
-        self._cache.nominate(uid, "", 0, {})
-        await self._write(known[0], "Unschedulable" if unfit else "SchedulerError", str(error))
+        clear = self._clears_nominations or not unfit
+        if clear:
+            self._cache.nominate(uid, "", 0, {})
+        await self._write(known[0], "Unschedulable" if unfit else "SchedulerError", str(error), clear=clear)
 
-    async def _write(self, raw: Object, reason: str, message: str) -> None:
-        """Write the condition, and clear the nomination, unless the pod says so already."""
+    async def _write(self, raw: Object, reason: str, message: str, *, clear: bool) -> None:
+        """Write the condition, and clear the nomination where asked to, unless the pod says so already."""
         metadata, status = raw["metadata"], raw["status"]
         wanted = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
+        wanted["observedGeneration"] = metadata.get("generation", 1)
         old: Object = next((one for one in status.get("conditions", ()) if one["type"] == "PodScheduled"), {})
         change: Object = {}
         if any(old.get(key) != value for key, value in wanted.items()):
             since = old["lastTransitionTime"] if old.get("status") == "False" else timestamp(self._clock.wall_us())
             change["conditions"] = [{**wanted, "lastTransitionTime": since}]
-        if status.get("nominatedNodeName"):
+        if clear and status.get("nominatedNodeName"):
             change["nominatedNodeName"] = None
         if not change:
             return
@@ -320,4 +329,4 @@ def _scheduling_facts(node: Object) -> Object:
 def _sentence(nodes: int, reasons: Counter[str]) -> str:
     """Return the text of the condition, as kube-scheduler adds it up."""
     parts = sorted(f"{count} {reason}" for reason, count in reasons.items() if reason)
-    return f"0/{nodes} nodes are available:" + (f" {', '.join(parts)}." if parts else "")
+    return f"0/{nodes} nodes are available:" + (f" {', '.join(parts)}." if parts else "") + _AFTERWORD

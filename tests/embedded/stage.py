@@ -108,12 +108,10 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(*, seed: int = 1, percentage: int = 100) -> AsyncIterator[Stage]:
+async def staged(*, seed: int = 1, **settings: Any) -> AsyncIterator[Stage]:
     clock = LoopClock(asyncio.get_running_loop())
     stage = Stage(EmbeddedCluster(clock, seeded_ids(random.Random(seed))), clock)
-    stage.kube_scheduler = KubeScheduler(
-        stage.cluster, clock, stage.ask, rng=random.Random(seed), percentage=percentage
-    )
+    stage.kube_scheduler = KubeScheduler(stage.cluster, clock, stage.ask, rng=random.Random(seed), **settings)
     stage.kube_scheduler.start()
     try:
         yield stage

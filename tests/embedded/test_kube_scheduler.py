@@ -65,7 +65,7 @@ async def test_constant_text_costs_two_calls() -> None:
         (condition,) = (await stage.get("a"))["status"]["conditions"]
         assert (condition["reason"], condition["message"]) == (
             "Unschedulable",
-            f"0/20 nodes are available: 20 {FULL}.",
+            f"0/20 nodes are available: 20 {FULL}. no new claims to deallocate",
         )
         assert await stage.settle(200) == 0
 
@@ -94,7 +94,10 @@ async def test_a_plugin_refusal_asks_no_extender() -> None:
         await stage.pod("a", gpus=2)
         assert await stage.settle(5) == 0
         (condition,) = (await stage.get("a"))["status"]["conditions"]
-        assert condition["message"] == "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+        assert (
+            condition["message"]
+            == "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. no new claims to deallocate"
+        )
 
 
 @pytest.mark.parametrize(
@@ -297,16 +300,33 @@ async def test_the_nominated_node_is_tried_alone() -> None:
         assert "nominatedNodeName" not in (await stage.get("a"))["status"]
 
 
-async def test_a_refused_nomination_is_cleared_after_three_calls() -> None:
-    async with staged() as stage:
+@pytest.mark.parametrize(("clears", "lists"), [(False, [1, 3, 1, 3]), (True, [1, 3, 3])])
+async def test_a_refused_nomination_stays_unless_preemption_is_on(clears: bool, lists: list[int]) -> None:
+    async with staged(clears_nominations=clears) as stage:
         await stage.nodes(3)
         stage.judge = refuse_all()
         await stage.pod("a", gates=(HOLD,))
         await stage.nominate("a", "gpu-1")
         await stage.ungate("a")
-        assert await stage.settle(5) == 3
-        assert [len(names) for names in stage.asked("filter")] == [1, 3, 3]
-        assert "nominatedNodeName" not in (await stage.get("a"))["status"]
+        await stage.settle(5)
+        assert [len(names) for names in stage.asked("filter")] == lists
+        assert (await stage.get("a"))["status"].get("nominatedNodeName") == (None if clears else "gpu-1")
+
+
+async def test_a_refused_nomination_goes_on_holding_its_room() -> None:
+    async with staged() as stage:
+        await stage.nodes(1, gpus=8)
+        stage.judge = lambda pod, names: {"NodeNames": [] if pod["metadata"]["name"] == "a" else names}
+        await stage.pod("a", gpus=8, gates=(HOLD,))
+        await stage.nominate("a", "gpu-0")
+        await stage.ungate("a")
+        await stage.settle(5)
+        await stage.pod("b")
+        await stage.settle(5)
+        assert not stage.asked("filter", "b")
+        await stage.cluster.patch("pods", "default", "a", {"status": {"nominatedNodeName": None}}, subresource="status")
+        await stage.settle(5)
+        assert await stage.node_of("b") == "gpu-0"
 
 
 async def test_an_error_on_the_nominated_node_brings_the_full_list_at_once() -> None:
