@@ -83,14 +83,21 @@ class World:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
-        """Let kube-scheduler and kubelets run for as long as this is open."""
-        async with asyncio.TaskGroup() as group:  # a part that breaks ends the whole run, loudly
-            tasks = [group.create_task(part.run()) for part in (self.kube_scheduler, self.kubelet)]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
+        """Let kube-scheduler and kubelets run for as long as this is open; one that breaks ends it, loudly."""
+        owner = asyncio.current_task()
+        assert owner is not None, "only a task can be told that a part has broken"
+        tasks = [asyncio.create_task(part.run()) for part in (self.kube_scheduler, self.kubelet)]
+        for task in tasks:
+            task.add_done_callback(lambda done: None if done.cancelled() else owner.cancel())
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, Exception):
+                    raise end
 
     async def _ask(self, verb: str, body: bytes) -> tuple[int, bytes]:
         if self.extender is None:
