@@ -46,7 +46,7 @@ class App:
         self.desk = Desk(
             clock, settings.policy.policies(), store.fence, settings.extender.k, settings.queue.reservationTimeout
         )
-        self.settler = Settler(self.desk, cluster, writer, clock)
+        self.settler = Settler(self.desk, cluster, writer, clock, store.row)
         self.waker = Waker(self.desk, cluster, clock)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
         self.audit, self.reconcile = Audit(self.desk, self.settler, clock), Reconcile(self.desk, self.settler, clock)
@@ -75,7 +75,7 @@ class App:
         """Recover, start the loops and return when ready."""
         verified = self.store.verify_tail()
         if not verified.ok:
-            raise StoreError(f"the journal does not verify at row {verified.first_bad}: run `tessera ledger verify`")
+            raise StoreError(f"the journal does not verify at row {verified.first_bad}: {verified.text}")
         self.desk.book = Book(*self.store.load())
         for reflector in self.reflectors:  # nodes first, so that pods are booked on rows that are there
             self._spawn(reflector.run())

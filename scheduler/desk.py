@@ -6,7 +6,8 @@ here is durable; a claim becomes so when the caller commits the changes that it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -84,10 +85,11 @@ class Desk:
         known = self._refusals.get(pod.uid)
         if known is not None and known[0] == self.registry.freed:
             return Answer([], known[1])
-        self.drop_intent(pod.uid)
         rows = self.rows(pod.uid, offered)
-        if len(rows) == 1:
-            return self._filter_one(pod, int(rows[0]))
+        with self._without_own_intent(pod.uid):
+            return self._filter_one(pod, int(rows[0])) if len(rows) == 1 else self._filter_many(pod, rows)
+
+    def _filter_many(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
         verdict = self._judge(pod, FILTER_MASKS)
         best = verdict.best(rows, self.count)
         if not best.size:
@@ -112,12 +114,12 @@ class Desk:
 
     def prioritize(self, pod: Pod, offered: Sequence[str]) -> list[tuple[str, int]]:
         """Score the offered nodes 0..10; only the best one gets 10, so that kube-scheduler's ties cannot undo it."""
-        own = self.registry.held(pod.uid)
-        self.registry.unsay(pod.uid, Source.INTENDED)
-        rows = self.rows(pod.uid, offered)
-        best = self._judge(pod, FILTER_MASKS).best(rows, len(offered))
-        if own is not None and self.intents.get(pod.uid) is not None:
-            self.registry.say(pod.uid, Source.INTENDED, own)
+        own, intent = self.registry.held(pod.uid), self.intents.get(pod.uid)
+        with self._without_own_intent(pod.uid):
+            best = self._judge(pod, FILTER_MASKS).best(self.rows(pod.uid, offered), len(offered))
+            if own is not None and intent is not None:
+                self.intents.note(pod.uid, intent.node, self.clock.monotonic())
+                self.registry.say(pod.uid, Source.INTENDED, own)
         last = max(len(best) - 1, 1)
         names = self.registry.columns.names
         scores = {names[row]: 9 * (last - place_) // last if place_ else 10 for place_, row in enumerate(best)}
@@ -132,14 +134,15 @@ class Desk:
         node, row = self.registry.nodes.get(name), self.registry.columns.rows.get(name)
         if node is None or row is None:
             raise DoesNotFit("NoMatchingNode")
-        record = self.records.get(pod.uid, "")
-        self.drop_intent(pod.uid)
-        verdict = self._judge(pod, FILTER_MASKS)
-        if not verdict.passes[row] and not pod.request.claims:
-            raise DoesNotFit(verdict.reasons(np.asarray([row], np.intp))[0])
-        allocation = self._allocation(pod, node, row)
-        changes = self._changes(pod, allocation, record or self._record(verdict, row))
-        self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
+        intent = self.intents.get(pod.uid)
+        record = self.records.get(pod.uid, "") if intent is not None and intent.node == name else ""
+        with self._without_own_intent(pod.uid):
+            verdict = self._judge(pod, FILTER_MASKS)
+            if not verdict.passes[row] and not pod.request.claims:
+                raise DoesNotFit(verdict.reasons(np.asarray([row], np.intp))[0])
+            allocation = self._allocation(pod, node, row)
+            changes = self._changes(pod, allocation, record or self._record(verdict, row))
+            self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
         self.book.apply(changes)
         self._refusals.pop(pod.uid, None)
         return changes
@@ -165,6 +168,17 @@ class Desk:
         self.intents.drop(uid)
         self.registry.unsay(uid, Source.INTENDED)
         self.records.pop(uid, None)
+
+    @contextmanager
+    def _without_own_intent(self, uid: str) -> Generator[None, None, None]:
+        """Decide as if this pod intended nothing; when it ends up with the same room, nothing was freed for others."""
+        own, freed, record = self.registry.held(uid), self.registry.freed, self.records.get(uid)
+        self.drop_intent(uid)
+        yield
+        if self.registry.held(uid) == own:
+            self.registry.freed = freed
+        if record is not None and self.intents.get(uid) is not None:
+            self.records.setdefault(uid, record)
 
     def lapse(self) -> None:
         """Forget intents that are past their time; their nodes are left out for these pods for a while."""

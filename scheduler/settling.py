@@ -7,7 +7,7 @@ commit that gives it up. This is the only place that compensates; handlers and w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,7 +17,7 @@ import structlog
 from scheduler import TOUCH
 from scheduler.clock import Clock
 from scheduler.desk import Desk
-from scheduler.errors import StoreError
+from scheduler.errors import ConflictError, StoreError
 from scheduler.faults import fault
 from scheduler.intake.pod import read_pod
 from scheduler.inventory.registry import Source
@@ -52,6 +52,7 @@ class Settler:
 
     Attributes:
         dirty: uids to look at, oldest first; the value says that the pod is known to be gone.
+        recall: reads one row from the store, for an ended Request that is no longer in memory.
         working: uids somebody is busy with; a bind in flight is one of them.
     """
 
@@ -59,6 +60,7 @@ class Settler:
     cluster: Cluster
     writer: Writer
     clock: Clock
+    recall: Callable[[str], Row | None]
     dirty: dict[str, bool] = field(default_factory=dict)
     working: dict[str, asyncio.Event] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)  # rings when something was marked
@@ -137,15 +139,17 @@ class Settler:
             node=action.node,
             allocation=action.allocation,
             born=desk.template(pod) if pod else None,
-            credit=desk.book.credits.get(pod.request.workload) if pod and action.event is Event.SUBMIT else None,
+            credit=desk.book.credits.get(row.workload if row else pod.request.workload if pod else ""),
         )
         desk.book.apply((change,))
         if action.event is Event.ADOPT and pod is not None:
             desk.hold_claim(change.after, pod, pod.allocation)
         try:
             await self.writer.commit((change,))
-        except StoreError:
+        except StoreError as error:
             desk.book.revert((change,))
+            if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
+                desk.book.remember(ended)  # it ended so long ago that memory had dropped it
             raise
         await fault("settle.committed")
         if change.after.state not in HOLDING and row is not None and row.state in HOLDING:

@@ -182,3 +182,24 @@ def test_cpu_only_pods_keep_away_from_gpus(loop: VirtualLoop) -> None:
     made.registry.put_node(plain)
     assert made.filter(pod("one", 0), ["gpu", "plain"]).names == ["plain"]
     assert '"containers":{}' in made.claim(pod("one", 0), "plain")[-1].after.allocation
+
+
+def test_a_pod_that_is_placed_frees_nothing_for_those_who_wait(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b")
+    before = made.registry.freed
+    named = made.filter(pod("one", 2), ["a", "b"]).names
+    made.prioritize(pod("one", 2), ["a", "b"])
+    assert made.filter(pod("one", 2), ["a", "b"]).names == named
+    made.claim(pod("one", 2), named[0])
+    assert made.registry.freed == before
+    made.filter(pod("two", 2), ["a"])
+    made.filter(pod("two", 2), ["b"])  # what was intended on a is free again
+    assert made.registry.freed == before + 1
+
+
+def test_the_decision_record_is_of_the_node_that_is_bound(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b")
+    named = made.filter(pod("one", 2), ["a", "b"]).names[0]
+    other = {"a": "b", "b": "a"}[named]
+    record = made.claim(pod("one", 2), other)[1].entry.decision
+    assert f'"node":"{other}"' in record.split('"runner_up"')[0]

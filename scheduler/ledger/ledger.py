@@ -242,6 +242,12 @@ class Book:
         if row is not None and row.state in TERMINAL:
             self._ended[key] = None
 
+    def remember(self, ended: Row) -> None:
+        """Take back an ended row that was dropped; a Request that is in memory is left as it is."""
+        assert ended.state in TERMINAL, f"{ended.id}: only ended rows are ever dropped"
+        if ended.id not in self.rows:
+            self._place(ended.id, ended)
+
     def live(self) -> Iterator[Row]:
         """Yield the rows that are not terminal, in arrival order; equal times by namespace, name and id."""
         alive = [row for row in self.rows.values() if row.state not in TERMINAL]

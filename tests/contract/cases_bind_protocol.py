@@ -259,3 +259,24 @@ async def test_a_pod_bound_by_somebody_else_is_booked_where_it_is(
         here.meddler.before = overtake
         assert await here.bind(pod)
         assert (here.row(pod).state, here.row(pod).node) == (State.BOUND, "elsewhere")
+
+
+async def test_an_ended_request_that_memory_has_dropped_is_recalled_from_the_store(
+    cluster: Cluster, ours: Cluster, clock: Clock
+) -> None:
+    async with stage(cluster, ours, clock) as here:
+        pod = await here.pod()
+        uid = pod["metadata"]["uid"]
+        await here.until(lambda: uid in here.app.desk.book.rows)
+        bad = {"metadata": {"annotations": {"tessera.dev/gpu-model": ","}}}
+        await cluster.patch("pods", "default", name_of(pod), bad)
+        await here.until(lambda: here.row(pod).state is State.REJECTED)
+        here.app.desk.book._place(uid, None)  # as after ten thousand others
+        here.app.settler.mark(uid)
+        await here.until(lambda: uid in here.app.desk.book.rows and not here.app.settler.working)
+        assert here.row(pod).state is State.REJECTED
+        good = {"metadata": {"annotations": {"tessera.dev/gpu-model": None}}}
+        await cluster.patch("pods", "default", name_of(pod), good)
+        await here.until(lambda: here.row(pod).state is State.QUEUED)
+        assert not await here.bind(pod)
+        assert here.row(pod).epoch == 2
