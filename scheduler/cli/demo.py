@@ -33,11 +33,11 @@ from .chronicle import Chronicle
 from .picture import Picture
 
 SPEED = 60.0
-HEADLESS_S, PICTURE_S = 600.0, 30.0
+HEADLESS_S, PICTURE_S = 600.0, 20.0
 SETTLE_S = 10.0
 FRAME_S = SPEED / 8
 PROGRESS_S = 60.0
-NOTE_S = 90.0
+NOTE_S = 240.0
 MODE = PREFIX + "mode"
 NEXT = (
     ("tessera demo --seed 8", "another run"),
@@ -53,7 +53,7 @@ class Options:
     """The command line of `demo`.
 
     Attributes:
-        duration_s: virtual seconds without a terminal, seconds of the picture on one; None = 600 and 30.
+        duration_s: virtual seconds without a terminal, seconds of the picture on one; None = 600 and 20.
         keep: go on after the script until Ctrl-C.
     """
 
@@ -226,7 +226,7 @@ class Stage:
             )
 
     async def _draw(self, console: Console) -> None:
-        picture = Picture(self.app, self.chronicle, console, self._pools())
+        picture = Picture(self.app, self.chronicle, console, self.pools())
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 at_s, note = self.script.notes[-1] if self.script.notes else (-NOTE_S, "")
@@ -236,7 +236,8 @@ class Stage:
                 live.update(picture.frame(), refresh=True)
                 await self.clock.sleep(FRAME_S)
 
-    def _pools(self) -> list[tuple[str, list[str]]]:
+    def pools(self) -> list[tuple[str, list[str]]]:
+        """Return the parts of the grid: title and node names."""
         pools: dict[str, list[str]] = {}
         for node in self.nodes:
             labels = node["metadata"]["labels"]

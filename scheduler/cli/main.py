@@ -57,7 +57,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="What is drawn; the same seed gives the same journal.")] = 7,
     duration: Annotated[
         float | None,
-        typer.Option(min=1.0, help="Virtual seconds when headless (600); seconds of the picture otherwise (30)."),
+        typer.Option(min=1.0, help="Virtual seconds when headless (600); seconds of the picture otherwise (20)."),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, max=999, help="Nodes, with 8 GPUs each.")] = 64,
     keep: Annotated[bool, typer.Option("--keep", help="Go on after the script, until Ctrl-C.")] = False,

@@ -30,8 +30,9 @@ STYLES = {FREE: "bright_black", USED: "cyan", RESERVED: "bold yellow", BROKEN: "
 GLYPHS = {FREE: "·", USED: "■", RESERVED: "▣", BROKEN: "×"}  # noqa: RUF001 - a cross is meant
 PLAIN_GLYPHS = {FREE: ".", USED: "#", RESERVED: "o", BROKEN: "x"}
 WINDOW_S = 60.0
-CELL_COLUMNS = 14  # three digits, a space, eight cells, two spaces
+CELL_COLUMNS = 13  # three digits, a space, eight cells, a space
 LOWER_ROWS_MIN = 5
+BAR = 16
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class Picture:
 
     def _title(self) -> Text:
         at = datetime.fromtimestamp(self.app.clock.wall_us() // 1_000_000, UTC)
-        line = Text(no_wrap=True, overflow="ellipsis")
+        line = Text(no_wrap=True, overflow="crop")
         line.append(" Tessera ", "bold reverse")
         line.append(f"  {at:%H:%M:%S}  {self.app.unready() or 'ready'}", "bold")
         line.append(f"  {self.note}", "yellow")
@@ -83,34 +84,35 @@ class Picture:
         total = max(sum(cells.values()), 1)
         share = (cells[USED] + cells[RESERVED]) / total
         bar = "━" if self._pretty() else "="
-        first = Text(no_wrap=True, overflow="ellipsis")
+        first = Text(no_wrap=True, overflow="crop")
         first.append(f" {share:4.0%} ", "bold cyan")
-        first.append(bar * round(24 * share), "cyan").append(bar * (24 - round(24 * share)), "bright_black")
-        first.append(f"  {cells[USED] + cells[RESERVED]} of {total} GPUs allocated, {cells[FREE]} free")
-        first.append(f", {cells[BROKEN]} out of order" if cells[BROKEN] else "", "bold red")
-        second = Text(no_wrap=True, overflow="ellipsis")
-        second.append(f" per minute: {rates[0]} arrive, {rates[1]} are bound, {rates[2]} end")
-        second.append(f"   bound {len(seen.bound)}   mean wait {seen.mean_wait_s():.1f} s   ", "bold")
-        second.append(f"journal {seen.lines} rows   over-allocations {self.over}", "green" if not self.over else "red")
+        first.append(bar * round(BAR * share), "cyan").append(bar * (BAR - round(BAR * share)), "bright_black")
+        first.append(f"  {cells[USED] + cells[RESERVED]} of {total} GPUs allocated")
+        second = Text(no_wrap=True, overflow="crop")
+        second.append(f" {len(seen.bound)} bound, mean wait {seen.mean_wait_s():.1f} s", "bold")
+        second.append(f"   per minute: {rates[0]} arrive, {rates[1]} are bound, {rates[2]} end")
+        first.append(f"   over-allocations {self.over}", "green" if not self.over else "bold red")
+        first.append(f"   {cells[BROKEN]} out of order" if cells[BROKEN] else "", "bold red")
+        second.append(f"   journal {seen.lines} rows", "bright_black")
         return first, second
 
     def _grid(self, width: int) -> list[Text]:
         per_row = max(width // CELL_COLUMNS, 1)
         rows: list[Text] = []
         for title, names in self.pools:
-            rows.append(Text(f" {title}", "bold", no_wrap=True, overflow="ellipsis"))
+            rows.append(Text(f" {title}", "bold", no_wrap=True, overflow="crop"))
             for start in range(0, len(names), per_row):
                 row = Text(no_wrap=True, overflow="crop")
                 for name in names[start : start + per_row]:
                     row.append(f"{name[-3:]} ", "bright_black")
                     for cell in self.cells(name):
                         row.append(self._glyphs()[cell], STYLES[cell])
-                    row.append("  ")
+                    row.append(" ")
                 rows.append(row)
         return rows
 
     def _legend(self) -> Text:
-        line = Text(" one cell per GPU, eight per node:", "bright_black", no_wrap=True, overflow="ellipsis")
+        line = Text(" one cell per GPU, eight per node:", "bright_black", no_wrap=True, overflow="crop")
         for cell, glyph in self._glyphs().items():
             line.append(f"  {glyph} ", STYLES[cell]).append(cell, "bright_black")
         return line
@@ -128,7 +130,7 @@ class Picture:
 
     def _waiting(self, rows: int) -> Text:
         pods = self.waiting()
-        text = Text(f"\n {len(pods)} waiting\n", "bold", no_wrap=True, overflow="ellipsis")
+        text = Text(f"\n {len(pods)} waiting\n", "bold", no_wrap=True, overflow="crop")
         for pod in pods[: max(rows - 1, 0)]:
             text.append(f" {pod.request.name:<15}", "default not bold")
             text.append(f"{_asked(pod):<13}", "cyan not bold")
@@ -136,15 +138,15 @@ class Picture:
         return text
 
     def _decided(self, rows: int) -> Text:
-        text = Text("\n last decisions\n", "bold", no_wrap=True, overflow="ellipsis")
+        text = Text("\n last decisions\n", "bold", no_wrap=True, overflow="crop")
         for made in list(self.chronicle.decisions)[: max(rows - 1, 0)]:
             at = datetime.fromtimestamp(made.at_us // 1_000_000, UTC)
             text.append(f" {at:%H:%M:%S} ", "bright_black not bold")
             text.append(f"{made.pod.rpartition('/')[2]:<14}", "default not bold")
             text.append(f"{f'{made.gpus} GPU' if made.gpus else 'CPU only':<9}", "cyan not bold")
             text.append(f"{made.node} ", "bold")
-            rest = f", next best {made.runner_up}" if made.runner_up else ""
-            text.append(f"of {made.nodes[1]} that fit{rest}\n", "bright_black not bold")
+            rest = f"best of {made.nodes[1]}, then {made.runner_up}" if made.runner_up else "the only one that fits"
+            text.append(f"{rest}\n", "bright_black not bold")
         return text
 
     # what it shows
@@ -161,10 +163,10 @@ class Picture:
         return sorted(found, key=lambda pod: (-pod.request.priority, pod.request.arrival_us, pod.request.name))
 
     def reason(self, pod: Pod) -> str:
-        """Return why a pod waits, in one sentence."""
+        """Return why a pod waits, in half a sentence."""
         if pod.request.refusal is not None:
             return pod.request.refusal.text
-        return explain.why(self.app.desk.fits(pod))["reasons"][0]["text"]
+        return explain.why(self.app.desk.fits(pod))["reasons"][0]["text"].partition(":")[0]
 
     def cells(self, name: str) -> list[str]:
         """Return the state of each GPU of a node; on observed nodes the used ones come first."""

@@ -27,12 +27,13 @@ POOLS = (  # product label, memory in MiB, mode, share of the nodes
 )
 SIZES = ((1, 40), (2, 22), (4, 14), (8, 8), (0, 16))  # GPUs of a pod, and how often of 100
 WISHES = (("H100", 10), ("A100", 8), ("L40S,A100", 6), ("", 76))  # gpu-model, and how often of 100
-MORE_ARRIVALS = 0.35  # chance of a second pod within one second
-IMPOSSIBLE_EVERY = 97  # now and then somebody asks for a model that nobody owns
-LIFE_S = (40.0, 420.0)
+MORE_ARRIVALS = 0.2  # chance of a second pod within one second
+WISH = PREFIX + "gpu-model"
+NOBODYS, NOBODYS_EVERY = "B200", 97  # now and then somebody asks for a model that is not there, and gives up
+LIFE_S = (30.0, 360.0)
 PATIENCE = 0.04  # how many take their pod back early
 NAMESPACES = ("vision", "speech", "robotics", "default")
-BREAKS_AT, DOWN_S, EVICTED_S = 0.45, 60.0, 5.0
+BREAKS_AT, DOWN_S, EVICTED_S = 0.45, 150.0, 20.0
 UNREACHABLE = "node.kubernetes.io/unreachable"
 TICK_S = 1.0
 
@@ -167,12 +168,14 @@ class Script:
             namespace = old["namespace"]
             name = f"{old['name'].rpartition('-')[0]}-{self._sent:05}"
             metadata = {key: old[key] for key in ("labels", "ownerReferences") if key in old} | {"name": name}
-            if wish := old.get("annotations", {}).get(PREFIX + "gpu-model"):
-                metadata["annotations"] = {PREFIX + "gpu-model": wish}
+            if wish := old.get("annotations", {}).get(WISH):
+                metadata["annotations"] = {WISH: wish}
             kept = ("containers", "schedulerName", "restartPolicy")
             body = {"metadata": metadata, "spec": {key: again["spec"][key] for key in kept}}
         body["metadata"].setdefault("annotations", {})[RUNTIME] = f"{self.rng.uniform(*LIFE_S):.1f}"
         leaves_s = self.rng.uniform(5.0, LIFE_S[0]) if self.rng.random() < PATIENCE else 0.0
+        if body["metadata"]["annotations"].get(WISH) == NOBODYS:
+            leaves_s = LIFE_S[0]
         pod = await self.cluster.create("pods", namespace, body)
         uid = pod["metadata"]["uid"]
         self.submitted[uid] = f"{namespace}/{pod['metadata']['name']}"
@@ -182,8 +185,8 @@ class Script:
     def _pod(self) -> Object:
         gpus = _drawn(self.rng, SIZES)
         wish = _drawn(self.rng, WISHES) if gpus else ""
-        if gpus and self._sent % IMPOSSIBLE_EVERY == 0:
-            wish = "B200"
+        if gpus and self._sent % NOBODYS_EVERY == 0:
+            wish = NOBODYS
         what = ("web", "tune", "train", "train", "train")[gpus.bit_length()] if gpus else "prepare"
         requests = {"cpu": str(4 * gpus or self.rng.choice((2, 8, 16))), "memory": f"{32 * gpus or 8}Gi"}
         resources: Object = {"requests": requests}
@@ -196,7 +199,7 @@ class Script:
             ],
         }
         if wish:
-            metadata["annotations"] = {PREFIX + "gpu-model": wish}
+            metadata["annotations"] = {WISH: wish}
         container = {"name": "main", "image": "registry.local/job:1", "resources": resources}
         spec = {"schedulerName": SCHEDULER_NAME, "restartPolicy": "Never", "containers": [container]}
         return {"metadata": metadata, "spec": spec}
