@@ -145,7 +145,7 @@ class Picture:
             text.append(f"{made.pod.rpartition('/')[2]:<14}", "default not bold")
             text.append(f"{f'{made.gpus} GPU' if made.gpus else 'CPU only':<9}", "cyan not bold")
             text.append(f"{made.node} ", "bold")
-            rest = f"best of {made.nodes[1]}, then {made.runner_up}" if made.runner_up else "the only one that fits"
+            rest = f"of {made.nodes[1]}, then {made.runner_up}" if made.runner_up else "the only one"
             text.append(f"{rest}\n", "bright_black not bold")
         return text
 

@@ -219,9 +219,14 @@ class Town:
 
 @dataclass
 class Switch:
-    """The extender of one Tessera behind its socket: when it is killed in a call, the connection breaks."""
+    """The extender of one Tessera behind its socket: when it is killed in a call, the connection breaks.
+
+    Attributes:
+        silence_s: how long after that; a machine that vanished sends nothing.
+    """
 
     app: App
+    silence_s: float = 0.0
 
     async def filter(self, body: bytes) -> tuple[int, bytes]:
         return await self.app.extender.filter(body)
@@ -233,6 +238,7 @@ class Switch:
         try:
             return await self.app.extender.bind(body)
         except (Killed, asyncio.CancelledError):
+            await self.app.clock.sleep(self.silence_s)
             raise ConnectionResetError("the extender was killed") from None
 
 
