@@ -112,9 +112,10 @@ class Picture:
         return rows
 
     def _legend(self) -> Text:
-        line = Text(" one cell per GPU, eight per node:", "bright_black", no_wrap=True, overflow="crop")
+        line = Text(" a cell per GPU:", "bright_black", no_wrap=True, overflow="crop")
         for cell, glyph in self._glyphs().items():
             line.append(f"  {glyph} ", STYLES[cell]).append(cell, "bright_black")
+        line.append("   Ctrl-C ends", "bright_black")
         return line
 
     def _lower(self, width: int, rows: int) -> RenderableType:
