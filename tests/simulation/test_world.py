@@ -8,6 +8,7 @@ from random import Random
 import orjson
 import pytest
 
+from scheduler import ALLOCATION
 from scheduler.clock import LoopClock, VirtualLoop
 from scheduler.embedded.world import World
 from scheduler.errors import ConfigError
@@ -90,3 +91,16 @@ async def test_while_nobody_answers_pods_wait_and_nothing_is_written() -> None:
         assert place.bound() == {}
         condition = (await place.get("one"))["status"]["conditions"][0]
         assert (condition["reason"], "nobody listens" in condition["message"]) == ("SchedulerError", True)
+
+
+async def test_the_witness_sees_a_device_that_two_pods_hold() -> None:
+    async with town("a", started=False) as place:
+        for name in ("one", "two"):
+            pod = await place.pod(name)
+            allocation = {"v": 1, "id": pod["metadata"]["uid"], "epoch": 1, "fence": 1, "node": "a", "mode": "exact"}
+            allocation["containers"] = {"main": [{"dev": 3, "kind": "whole"}]}
+            notes = {ALLOCATION: orjson.dumps(allocation).decode()}
+            body = {"metadata": {"name": name, "annotations": notes}, "target": {"name": "a"}}
+            await place.world.cluster.bind("default", name, body)
+            await place.wait(0.1)
+            assert bool(place.witness.over_allocations) == (name == "two")
