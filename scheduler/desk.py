@@ -27,7 +27,7 @@ from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.model.allocation import Allocation
 from scheduler.model.node import Node
-from scheduler.model.pod import Pod
+from scheduler.model.pod import DeviceAsk, Pod
 from scheduler.model.reservation import Change, Event, Row, State
 
 MIB = 1 << 20
@@ -63,7 +63,9 @@ class Desk:
     asks: Asks = field(init=False)
     mix: Mix = field(default_factory=lambda: empty_mix(1))
     records: dict[str, str] = field(default_factory=dict)  # decision records of intents
-    _refusals: dict[str, tuple[int, str]] = field(default_factory=dict)  # uid -> (registry.freed, reason)
+    _refusals: dict[str, tuple[int, DeviceAsk, str]] = field(
+        default_factory=dict
+    )  # uid -> (registry.freed, ask, reason)
 
     def __post_init__(self) -> None:
         """Make the ask reader for this registry."""
@@ -82,9 +84,8 @@ class Desk:
             return held if held.reason or held.names[0] in offered else Answer([], "ReservedForOther")
         if pod.request.claims:
             return Answer(list(offered))
-        known = self._refusals.get(pod.uid)
-        if known is not None and known[0] == self.registry.freed:
-            return Answer([], known[1])
+        if known := self.known_refusal(pod):
+            return Answer([], known)
         rows = self.rows(pod.uid, offered)
         with self._without_own_intent(pod.uid):
             return self._filter_one(pod, int(rows[0])) if len(rows) == 1 else self._filter_many(pod, rows)
@@ -95,7 +96,7 @@ class Desk:
         if not best.size:
             reason = verdict.headline(rows)
             if not verdict.passes.any():
-                self._refuse(pod.uid, reason)
+                self._refuse(pod, reason)
             return Answer([], reason)
         self.intend(pod, int(best[0]), self._record(verdict, int(best[0]), rows))
         return Answer([self.registry.columns.names[row] for row in best])
@@ -186,6 +187,11 @@ class Desk:
             self.registry.unsay(uid, Source.INTENDED)
             self.records.pop(uid, None)
 
+    def known_refusal(self, pod: Pod) -> str:
+        """Return why a pod fits nowhere in the cluster, if that was found and nothing was freed since; else empty."""
+        freed, devices, reason = self._refusals.get(pod.uid, (-1, None, ""))
+        return reason if freed == self.registry.freed and devices == pod.request.devices else ""
+
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Request that is over."""
         self._refusals.pop(uid, None)
@@ -259,10 +265,10 @@ class Desk:
         ask = self.asks.ask(pod.request, everywhere=masks is FILTER_MASKS)
         return judge(self.registry.snapshot(), ask, self.mix, self.policies, masks=masks)
 
-    def _refuse(self, uid: str, reason: str) -> None:
+    def _refuse(self, pod: Pod, reason: str) -> None:
         if len(self._refusals) >= REFUSALS_MAX:
             self._refusals.pop(next(iter(self._refusals)))
-        self._refusals[uid] = (self.registry.freed, reason)
+        self._refusals[pod.uid] = (self.registry.freed, pod.request.devices, reason)
 
     def _containers(self, pod: Pod, node: Node, row: int) -> Containers:
         ask = self.asks.ask(pod.request, everywhere=True)

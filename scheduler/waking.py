@@ -15,12 +15,13 @@ from scheduler import RETRY
 from scheduler.clock import Clock
 from scheduler.desk import Desk
 from scheduler.kube.port import ApiError, Cluster, UnknownOutcome
-from scheduler.ledger.lifecycle import TERMINAL
+from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.model.pod import DeviceAsk, Pod, Selection
 
 log = structlog.get_logger(__name__)
 
 FIRST_S, LONGEST_S = 2.0, 60.0
+DOUBLINGS_MAX = 5  # 2 s doubled so often is past the longest wait
 SLICE_S = 0.02
 AT_ONCE = 64
 
@@ -44,6 +45,8 @@ class Waker:
     def watch(self, pod: Pod) -> None:
         """Take note of a pod as the API server shows it."""
         if pod.ours and pod.unschedulable and not (pod.node or pod.terminal or pod.deleting or pod.gates):
+            if pod.uid not in self.waiting and not self.desk.known_refusal(pod):
+                self._seen = -1  # something was freed between its refusal and the news of it: look again
             self.waiting.setdefault(pod.uid)
         elif pod.uid in self.waiting:
             self.forget(pod.uid)
@@ -74,6 +77,8 @@ class Waker:
 
     def _try(self, pod: Pod, now_s: float, hopeless: set[tuple[object, ...]]) -> bool:
         """Intend a node for the pod if one fits; what fits nowhere is not tried again for others of its shape."""
+        if not self._waits(pod):
+            return False
         times, not_before_s = self._tries.get(pod.uid, (0, 0.0))
         row = self.desk.book.rows.get(pod.uid)
         if row is not None and row.not_before_us > (now_us := self.clock.wall_us()):
@@ -88,8 +93,14 @@ class Waker:
             if not self.desk.intents.excluded(pod.uid, now_s):
                 hopeless.add(shape)
             return False
-        self._tries[pod.uid] = (times + 1, now_s + min(FIRST_S * 2.0**times, LONGEST_S))
+        self._tries[pod.uid] = (times + 1, now_s + min(FIRST_S * 2.0 ** min(times, DOUBLINGS_MAX), LONGEST_S))
         return True
+
+    def _waits(self, pod: Pod) -> bool:
+        """Say whether a pod waits for Tessera: not gone, not refused for good, and no bind that a nudge would void."""
+        row = self.desk.book.rows.get(pod.uid)
+        decided = row is not None and row.state in HOLDING | TERMINAL
+        return pod.uid in self.waiting and not decided and not pod.request.claims and pod.request.refusal is None
 
     def _in_order(self) -> list[Pod]:
         """Return the pods that may be woken, highest priority first, then oldest; the ledger's arrival may be older."""
@@ -97,7 +108,7 @@ class Waker:
         found: list[tuple[tuple[int, int, str, str], Pod]] = []
         for uid in self.waiting:
             pod, row = pods.get(uid), rows.get(uid)
-            if pod is None or pod.request.refusal is not None or (row is not None and row.state in TERMINAL):
+            if pod is None or not self._waits(pod):
                 continue
             request = pod.request
             arrival_us = request.arrival_us if row is None else row.arrival_us

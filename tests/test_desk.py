@@ -130,6 +130,13 @@ def test_a_pod_known_to_wait_is_refused_without_a_new_decision_until_something_i
         made.filter(pod("two", 1), ["a", "b"])
 
 
+def test_a_pod_known_to_wait_is_judged_anew_when_it_asks_for_something_else(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b")
+    wrong = pod("one", 1, annotations={"tessera.dev/gpu-model": "T4"})
+    assert made.filter(wrong, ["a", "b"]).reason == "GpuModelMismatch"
+    assert made.filter(pod("one", 1, annotations={"tessera.dev/gpu-model": "H100"}), ["a", "b"]).names
+
+
 def test_filter_and_prioritize_leave_nothing_durable(loop: VirtualLoop) -> None:
     made = desk(loop, "a", "b", "c")
     for number in range(200):
