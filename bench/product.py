@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ class Product:
         ready_s: seconds from each start to its ready line.
     """
 
-    def __init__(self, folder: Path, kubeconfig: Path) -> None:
-        """Note where it keeps its state and as whom it acts; nothing is started."""
+    def __init__(self, folder: Path, kubeconfig: Path, *, flags: Sequence[str] = ()) -> None:
+        """Note where it keeps its state, as whom it acts and what else `serve` is told; nothing is started."""
+        self._flags = flags
         self._folder = folder
         self._kubeconfig = kubeconfig
         self._child: Child | None = None
@@ -49,7 +51,7 @@ class Product:
         log = self._folder / f"tessera-{len(self.ready_s)}.log"
         begun = time.monotonic()
         listeners = [f"--{name}=127.0.0.1:0" for name in ("extender", "api", "metrics")]
-        argv = [*_COMMAND, "serve", f"--kubeconfig={self._kubeconfig}", f"--db={self.db}", *listeners]
+        argv = [*_COMMAND, "serve", f"--kubeconfig={self._kubeconfig}", f"--db={self.db}", *listeners, *self._flags]
         child = self._child = Child("Tessera", argv, log, {**os.environ, "TESSERA_STATE": str(self._folder)})
         while (line := _ready_line(log)) is None:
             if not child.alive:

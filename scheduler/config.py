@@ -39,11 +39,17 @@ class _Part(BaseModel):
 
 
 class Extender(_Part):
-    """How kube-scheduler is answered: K nodes, and deadlines below its httpTimeout of 2 s."""
+    """How kube-scheduler is answered: K nodes, and deadlines below its httpTimeout of 2 s.
+
+    Over TLS, `clientNames` are the DNS names or URIs, one of which its certificate must carry.
+    """
 
     k: int = Field(default=1, ge=1, le=1000)
     filterDeadline: Duration = 0.8  # noqa: N815 - the file's spelling
     bindDeadline: Duration = 1.5  # noqa: N815
+    clientNames: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = Field(  # noqa: N815
+        default=("kube-scheduler.tessera",), min_length=1, max_length=64
+    )
 
 
 class Policy(_Part):

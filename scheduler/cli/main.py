@@ -29,6 +29,9 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).")] = None,
     db: Annotated[str, typer.Option(help="Database URL; default: SQLite in the state folder.")] = "",
     extender: Annotated[str, typer.Option(help="HOST:PORT for kube-scheduler.")] = "127.0.0.1:8888",
+    extender_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain of that port (PEM).")] = None,
+    extender_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    extender_client_ca: Annotated[Path | None, typer.Option(help="CA of kube-scheduler's certificate.")] = None,
     api: Annotated[str, typer.Option(help="HOST:PORT for people; loopback.")] = "127.0.0.1:8080",
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus and probes.")] = "127.0.0.1:9090",
 ) -> None:
@@ -43,6 +46,9 @@ def serve(
             config=config,
             db=db,
             extender=extender,
+            extender_tls_cert=extender_tls_cert,
+            extender_tls_key=extender_tls_key,
+            extender_client_ca=extender_client_ca,
             api=api,
             metrics=metrics,
         )

@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from scheduler.kube.port import Cluster
 from scheduler.store.store import Store
 from scheduler.store.writer import ThreadedWriter
 from scheduler.web.routes import api_app, extender_app, metrics_app
+from scheduler.web.tls import Files, MutualTlsSite, RotatingContext
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +50,18 @@ class Options:
     extender: str
     api: str
     metrics: str
+    extender_tls_cert: Path | None = None
+    extender_tls_key: Path | None = None
+    extender_client_ca: Path | None = None
+
+    def tls(self) -> Files | None:
+        """Return the extender's TLS files, None when it speaks plain HTTP. Raises typer.BadParameter."""
+        cert, key, client_ca = self.extender_tls_cert, self.extender_tls_key, self.extender_client_ca
+        if cert is not None and key is not None and client_ca is not None:
+            return Files(cert, key, client_ca)
+        if cert is None and key is None and client_ca is None:
+            return None
+        raise typer.BadParameter("--extender-tls-cert, --extender-tls-key and --extender-client-ca belong together")
 
 
 def run(options: Options) -> None:
@@ -75,7 +88,10 @@ async def _serve(options: Options) -> None:
     logs.configure(settings.log.level, settings.log.format)
     for name in settings.without_effect():
         log.warning("config.no_effect_yet", key=name)
-    loopback(options.extender, "--extender")
+    files = options.tls()
+    tls = RotatingContext.of(files) if files else None
+    if tls is None:
+        loopback(options.extender, "--extender", "or name the three TLS files, which let it listen anywhere")
     loopback(options.api, "--api")
     clock = RealClock()
     store = Store.open(options.db or f"sqlite:///{state_folder() / 'ledger.db'}")
@@ -88,7 +104,7 @@ async def _serve(options: Options) -> None:
             app.holds = occupancy.holds
             if world is not None:
                 world.extender = app.extender
-            await _live(app, options, occupancy)
+            await _live(app, options, occupancy, tls)
     finally:
         store.close()
 
@@ -113,7 +129,7 @@ async def _cluster(options: Options, clock: Clock) -> AsyncGenerator[tuple[Clust
         await server.close()
 
 
-async def _live(app: App, options: Options, occupancy: Occupancy) -> None:
+async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingContext | None) -> None:
     """Start listening, recover, say ready, and wait for the end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -122,11 +138,11 @@ async def _live(app: App, options: Options, occupancy: Occupancy) -> None:
     runners: list[web.AppRunner] = []
     try:
         urls = [
-            await _listen(runners, part, address)
-            for part, address in (
-                (extender_app(app.extender, app.views), options.extender),
-                (api_app(app.views), options.api),
-                (metrics_app(app.views), options.metrics),
+            await _listen(runners, part, address, context, app.settings.extender.clientNames)
+            for part, address, context in (
+                (extender_app(app.extender, app.views), options.extender, tls),
+                (api_app(app.views), options.api, None),
+                (metrics_app(app.views), options.metrics, None),
             )
         ]
         keeping = loop.create_task(occupancy.run())
@@ -170,18 +186,25 @@ def _say_ready(urls: list[str]) -> None:
     sys.stdout.flush()
 
 
-async def _listen(runners: list[web.AppRunner], app: web.Application, address: str) -> str:
+async def _listen(
+    runners: list[web.AppRunner],
+    app: web.Application,
+    address: str,
+    tls: RotatingContext | None,
+    allowed: Collection[str],
+) -> str:
     host, port = split(address)
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     runners.append(runner)
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
+        site = MutualTlsSite(runner, host, port, context=tls, allowed=allowed) if tls else None
+        await (site or web.TCPSite(runner, host, port)).start()
     except OSError as error:
         raise ConfigError(f"cannot listen on {address}: {error.strerror}; choose another port") from error
     bound = runner.addresses[0]
-    return f"http://{bound[0]}:{bound[1]}"
+    shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+    return f"{'https' if tls else 'http'}://{shown}:{bound[1]}"
 
 
 def split(address: str) -> tuple[str, int]:
@@ -192,7 +215,8 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def loopback(address: str, option: str) -> None:
+def loopback(address: str, option: str, otherwise: str = "") -> None:
     """Refuse to listen where strangers can reach an unauthenticated port. Raises typer.BadParameter."""
     if split(address)[0] not in {"127.0.0.1", "::1", "localhost"}:
-        raise typer.BadParameter(f"{option} {address}: there is no access control on this port yet; use 127.0.0.1")
+        advice = ", ".join(part for part in ("use 127.0.0.1", otherwise) if part)
+        raise typer.BadParameter(f"{option} {address}: there is no access control on this port; {advice}")
