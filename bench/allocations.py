@@ -11,13 +11,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bench.devices import GPU, Ask, Device, devices_of, slice_faults
+from bench.geometry import card, resource_of
 from bench.oracle import (
     ALLOCATION,
-    GPU,
     Json,
     annotation,
     bound_to,
-    demand,
+    device_ask,
+    distinct,
     exact,
     held_devices,
     labels,
@@ -30,7 +32,6 @@ _KEYS = {"v", "id", "epoch", "fence", "node", "mode", "containers"}
 _MIG_KEYS = {"profile", "start", "size"}
 _SHARE_KEYS = {"milli", "mib"}
 _EXTRA = {"whole": set[str](), "mig": _MIG_KEYS, "share": _SHARE_KEYS}
-_MILLI = 1000
 
 
 def read_allocation(text: str) -> Json | None:
@@ -64,7 +65,12 @@ def flaw(pod: Json, node: Json) -> str:
             return f"says {key} {allocation[key]!r}, not {value!r}"
     if not all(type(allocation[key]) is int and allocation[key] >= 1 for key in ("epoch", "fence")):
         return "has no epoch and fence above 0"
-    return _form_flaw(allocation, exact(node)) or _count_flaw(pod, allocation["containers"], exact(node))
+    ask = device_ask(pod)
+    return (
+        _form_flaw(allocation, exact(node))
+        or _count_flaw(pod, allocation["containers"], exact(node))
+        or _kind_flaw(ask, node, held_devices(allocation))
+    )
 
 
 def _form_flaw(allocation: Json, on_exact: bool) -> str:  # noqa: FBT001 - which of the two published forms
@@ -90,45 +96,68 @@ def _grant_keys(kind: str, on_exact: bool) -> tuple[set[str], set[str]]:  # noqa
 
 
 def _count_flaw(pod: Json, containers: Mapping[str, list[Json]], on_exact: bool) -> str:  # noqa: FBT001
-    asked = dict(_asked(pod))
+    ask = device_ask(pod)
+    asked = dict(_asked(pod, ask.resource))
     for name in sorted(asked.keys() | containers.keys()):
-        has = _size(containers.get(name, []), on_exact)
+        has = _size(ask.kind, containers.get(name, []), on_exact)
         if has != asked.get(name, 0):
-            return f"gives container {name} {has} GPUs, not {asked.get(name, 0)}"
-    needs = demand({**pod, "status": {}})[GPU]
-    if on_exact:
+            return f"gives container {name} {has} of {ask.resource or 'no device'}, not {asked.get(name, 0)}"
+    if on_exact and ask.kind == "whole":
         total = len({grant["dev"] for grants in containers.values() for grant in grants})
-        return "" if total == needs else f"names {total} devices, not {needs}"
+        return "" if total == ask.count else f"names {total} devices, not {ask.count}"
     return ""
 
 
-def _size(grants: list[Json], on_exact: bool) -> int:  # noqa: FBT001 - see _form_flaw
-    return len({one["dev"] for one in grants}) if on_exact else sum(one["count"] for one in grants)
+def _size(kind: str, grants: list[Json], on_exact: bool) -> int:  # noqa: FBT001 - see _form_flaw
+    """Return how many devices, slices or shares one container has; -1 for two shares of one device."""
+    if not on_exact:
+        return sum(one["count"] for one in grants)
+    if kind == "share":
+        return len(grants) if len({one["dev"] for one in grants}) == len(grants) else -1
+    return len({(one["dev"], one.get("start") if kind == "mig" else None) for one in grants})
 
 
-def _asked(pod: Json) -> Iterator[tuple[str, int]]:
-    """Yield each container's own GPUs: lasting ones what they ask, ordinary init ones what no lasting one lends."""
+def _kind_flaw(ask: Ask, node: Json, grants: list[Json]) -> str:
+    """Return which grant is of another kind, profile or size than the pod asked, empty when none."""
+    product, mib = labels(node).get(GPU + ".product", ""), int(labels(node).get(GPU + ".memory", "0"))
+    for grant in grants:
+        if grant["kind"] != ask.kind:
+            return f"has a grant of kind {grant['kind']} for {ask.resource or 'no device'}"
+        if ask.kind == "mig" and resource_of(str(grant["profile"])) != ask.resource:
+            return f"has a slice of profile {grant['profile']} for {ask.resource}"
+        share = (grant["milli"], grant["mib"]) if ask.kind == "share" else None
+        if share and share != ask.share_of(mib):
+            return f"has a share of {share}, not {ask.share_of(mib)} milli and MiB of a {product}"
+    return ""
+
+
+def _asked(pod: Json, resource: str) -> Iterator[tuple[str, int]]:
+    """Yield each container's own devices: lasting ones what they ask, ordinary init ones what no lasting one lends."""
     inits = pod["spec"].get("initContainers") or []
-    apps = sum(requests(one)[GPU] for one in pod["spec"]["containers"])
+    apps = sum(requests(one)[resource] for one in pod["spec"]["containers"])
     for one in pod["spec"]["containers"]:
-        yield one["name"], requests(one)[GPU]
+        yield one["name"], requests(one)[resource]
     for place, one in enumerate(inits):
         if one.get("restartPolicy") == "Always":
-            yield one["name"], requests(one)[GPU]
+            yield one["name"], requests(one)[resource]
             continue
-        later = sum(requests(two)[GPU] for two in inits[place:] if two.get("restartPolicy") == "Always")
-        yield one["name"], max(0, requests(one)[GPU] - apps - later)
+        later = sum(requests(two)[resource] for two in inits[place:] if two.get("restartPolicy") == "Always")
+        yield one["name"], max(0, requests(one)[resource] - apps - later)
 
 
 def self_overlap(pod: Json, allocation: Json) -> str:
-    """Return which device two containers that run together both hold, empty when none."""
+    """Return which device or slice two containers that run together both hold, empty when none."""
     inits = {one["name"] for one in pod["spec"].get("initContainers") or () if one.get("restartPolicy") != "Always"}
     containers = allocation.get("containers")
     if not isinstance(containers, dict):
         return ""
     lasting = {"containers": {name: grants for name, grants in containers.items() if name not in inits}}
-    held = Counter(one["dev"] for one in held_devices(lasting) if one.get("kind") == "whole" and "dev" in one)
-    return ", ".join(f"device {dev}" for dev, times in sorted(held.items()) if times > 1)
+    held = Counter(
+        f"device {one['dev']}" + (f" slice {one.get('start')}" if one["kind"] == "mig" else "")
+        for one in held_devices(lasting)
+        if one.get("kind") in {"whole", "mig"} and "dev" in one
+    )
+    return ", ".join(what for what, times in sorted(held.items()) if times > 1)
 
 
 Fault = tuple[str, str]
@@ -149,46 +178,55 @@ def _counts_over(node: Json, holders: Mapping[str, Json]) -> Iterator[Fault]:
     taken: Counter[str] = Counter()
     for allocation in holders.values():
         for grant in held_devices(allocation):
-            resource = f"nvidia.com/mig-{grant['profile'].replace('+', '.')}" if "profile" in grant else GPU
-            taken[resource] += grant.get("count", 0)
+            taken[resource_of(grant["profile"]) if "profile" in grant else GPU] += grant.get("count", 0)
     for resource, count in sorted(taken.items()):
         has = quantity(node["status"]["allocatable"].get(resource, "0"))
         if count > has:
             yield resource, f"{count} of {has} {resource} given to {', '.join(sorted(holders))}"
 
 
-def _by_device(holders: Mapping[str, Json]) -> dict[int, list[tuple[str, Json]]]:
-    taken: dict[int, list[tuple[str, Json]]] = defaultdict(list)
-    for pod, allocation in holders.items():
-        for grant in {json.dumps(one, sort_keys=True): one for one in held_devices(allocation)}.values():
-            if isinstance(grant.get("dev"), int):
-                taken[grant["dev"]].append((pod, grant))
-    return taken
-
-
 def _devices_over(node: Json, holders: Mapping[str, Json]) -> Iterator[Fault]:
-    has = quantity(node["status"]["allocatable"].get(GPU, "0"))
-    for dev, taken in sorted(_by_device(holders).items()):
-        pods = sorted({pod for pod, _ in taken})
-        kinds = {grant["kind"] for _, grant in taken}
-        if not 0 <= dev < has:
-            yield f"device {dev}", f"{', '.join(pods)} on a node with {has} devices"
-        elif len(kinds) > 1 or (len(pods) > 1 and kinds == {"whole"}) or _shares_over(node, [one for _, one in taken]):
-            yield f"device {dev}", f"held by {', '.join(pods)}"
+    devices: list[Device] = devices_of(labels(node), quantity(node["status"]["allocatable"].get(GPU, "0")))
+    pods: dict[int, set[str]] = defaultdict(set)
+    for pod, grant in _grants(holders):
+        pods[grant["dev"]].add(pod)
+        if 0 <= grant["dev"] < len(devices):
+            devices[grant["dev"]].take(grant)
+    for dev, names in sorted(pods.items()):
+        who = ", ".join(sorted(names))
+        if not 0 <= dev < len(devices):
+            yield f"device {dev}", f"{who} on a node with {len(devices)} devices"
+            continue
+        if faults := ", ".join(devices[dev].faults()):
+            yield f"device {dev}", f"{faults}: held by {who}"
 
 
-def _shares_over(node: Json, grants: list[Json]) -> bool:
-    memory = int(labels(node).get(GPU + ".memory", "0"))
-    mib = sum(one.get("mib", 0) for one in grants)
-    return sum(one.get("milli", 0) for one in grants) > _MILLI or (memory > 0 and mib > memory)
+def _grants(holders: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
+    """Yield pod and grant of every device that is named."""
+    for pod, allocation in sorted(holders.items()):
+        for grant in distinct(allocation):
+            if isinstance(grant.get("dev"), int):
+                yield pod, grant
 
 
-def slices_overlapping(holders: Mapping[str, Json]) -> list[Fault]:
-    """Return MIG instances of one device whose memory slices overlap."""
+def slices_wrong(node: Json, holders: Mapping[str, Json]) -> list[Fault]:
+    """Return MIG instances whose memory slices overlap on one device, and those that are legal nowhere on the model.
+
+    Args:
+        node: the Node object.
+        holders: allocation by pod, all of this node and all in force together.
+    """
+    known = card(labels(node).get(GPU + ".product", ""))
+    slices: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
     faults = []
-    for dev, taken in sorted(_by_device(holders).items()):
-        slices = [(pod, one["start"], one["start"] + one["size"]) for pod, one in taken if one["kind"] == "mig"]
-        for (pod, start, end), (other, begin, stop) in itertools.combinations(slices, 2):
+    for pod, grant in _grants(holders):
+        if grant.get("kind") == "mig":
+            if wrong := slice_faults(known, grant):
+                faults.append((f"device {grant['dev']} start {grant.get('start')}", f"{wrong}: held by {pod}"))
+            start = grant.get("start", 0)
+            slices[grant["dev"]].append((pod, start, start + grant.get("size", 0)))
+    for dev, taken in sorted(slices.items()):
+        for (pod, start, end), (other, begin, stop) in itertools.combinations(taken, 2):
             if start < stop and begin < end:
                 faults.append((f"device {dev}", f"slices {start}-{end} of {pod} and {begin}-{stop} of {other}"))
     return faults

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.allocations import flaw, over_held, parsed, self_overlap, slices_overlapping
-from bench.oracle import GPU, Json, Oracle, bound_to, demand, forbidden, observe, ours, terminal
+from bench.allocations import flaw, over_held, parsed, self_overlap, slices_wrong
+from bench.oracle import Json, Oracle, bound_to, forbidden, observe, ours, terminal
 from bench.replay import Replay, replay
 
 QUIET_S = 30.0
@@ -159,7 +159,7 @@ class Audit:
             twice = self_overlap(pod, self._allocations.get(uid, {}))
             if twice:
                 self._found("doubled", uid, f"{self._name(uid)} holds {twice} twice")
-            why = forbidden(pod, node, demand({**pod, "status": {}})[GPU])
+            why = forbidden(pod, node)
             if why:
                 self._found("misplaced", uid, f"{self._name(uid)} must not run on {bound_to(pod)}: {why}")
 
@@ -174,7 +174,7 @@ class Audit:
             self.checked += 1
             for what, sentence in over_held(room.node, holders[name]):
                 self._found("over_allocations", (name, what), f"at the end: {name} {what}: {sentence}")
-            for what, sentence in slices_overlapping(holders[name]):
+            for what, sentence in slices_wrong(room.node, holders[name]):
                 self._found("slice_overlaps", (name, what), f"at the end: {name} {what}: {sentence}")
             short = {what: left for what, left in {**room.free, "pods": room.pods}.items() if left < 0}
             for what, left in short.items():

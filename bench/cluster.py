@@ -22,7 +22,7 @@ from bench.life import PODS, Life
 from bench.product import Product, ProductError
 from bench.proxy import Moment, Proxy, Strike
 from bench.realcluster import TESSERA, RealCluster
-from bench.workload import CLASSES, NAMESPACE, Plan, plan
+from bench.workload import CLASSES, KINDS_OF_ASK, NAMESPACE, Plan, plan
 from scheduler.clock import RealClock
 
 CLOCK = RealClock()
@@ -48,6 +48,7 @@ class Settings:
         seed: of nodes, pods, their lives and the moments of the kills.
         kills: SIGKILLs, spread evenly over the arrivals.
         dump: folder for the dump and the logs; it is made when absent.
+        kinds: which kinds of ask the pods are drawn from.
     """
 
     nodes: int
@@ -55,6 +56,7 @@ class Settings:
     seed: int
     kills: int
     dump: Path
+    kinds: tuple[str, ...] = KINDS_OF_ASK
 
 
 Say = Callable[[str], None]
@@ -72,10 +74,11 @@ async def run_cluster(settings: Settings, say: Say) -> Json:
         UnavailableError: there is no real control plane on this machine.
         UnreachableError: the pods cannot ask for 90 % of the cluster.
     """
-    planned = plan(nodes=settings.nodes, pods=settings.pods, seed=settings.seed)
+    planned = plan(nodes=settings.nodes, pods=settings.pods, seed=settings.seed, kinds=settings.kinds)
     settings.dump.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    say(f"{settings.pods} pods ask for {planned.asked} of {planned.gpus} GPUs on {settings.nodes} nodes")
+    asked = f"{planned.asked / 1000:.1f} of {planned.gpus / 1000:.0f} GPUs"
+    say(f"{settings.pods} pods ask for {asked} on {settings.nodes} nodes")
     async with RealCluster() as cluster, cluster.client() as api, Proxy() as proxy:
         product = Product(cluster.folder, cluster.kubeconfig(TESSERA))
         try:

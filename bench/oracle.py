@@ -1,8 +1,8 @@
 """What a pod needs and where it fits, by brute force over the API server's own objects.
 
 It shares no code with Tessera: own quantities, own demand formula, own label and taint matching, one pod against one
-node at a time. Invariant: it judges what benches make (whole GPUs, CPU-only, selectors, affinity to nodes, taints);
-volumes, pod affinity, spread and host ports are kube-scheduler's and never used by a bench.
+node at a time. Invariant: it judges what benches make (whole GPUs, MIG slices, shares, CPU-only, selectors, affinity to
+nodes, taints); volumes, pod affinity, spread and host ports are kube-scheduler's and never used by a bench.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from bench.devices import GPU, SHARE, Ask, Device, devices_of, fits
+from bench.geometry import MIG, card, plain
+
 Json = dict[str, Any]
 
-GPU = "nvidia.com/gpu"
 PREFIX = "tessera.dev/"
 ALLOCATION = PREFIX + "allocation"
 SCHEDULER = "tessera"
@@ -29,13 +31,6 @@ _SUFFIXES |= {f"{letter}i": Fraction(1024) ** power for power, letter in enumera
 _SUFFIXES |= {letter: Fraction(1000) ** -power for power, letter in enumerate("mun", start=1)}
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d+)|([A-Za-z]{0,2}))")
 _POD_LEVEL = ("cpu", "memory")
-
-# Product label -> key of the geometry table, for the products that benches put on nodes.
-_KEYS = {
-    "nvidia-h100-80gb-hbm3": "h100-80",
-    "nvidia-a100-sxm4-80gb": "a100-80",
-    "nvidia-a100-sxm4-40gb": "a100-40",
-}
 
 
 @functools.cache
@@ -127,8 +122,9 @@ def exact(node: Json) -> bool:
 
 def model_matches(entry: str, product: str) -> bool:
     """Say whether one entry of gpu-model names the product: key, family, whole label or a whole token of it."""
-    entry, product = entry.strip().lower(), product.lower()
-    key = _KEYS.get(product, product)
+    known = card(product)
+    entry, product = entry.strip().lower(), plain(product).lower()
+    key = known.key.lower() if known else product
     return entry in (key, product) or key.startswith(entry + "-") or entry in product.split("-")
 
 
@@ -193,33 +189,72 @@ def _untolerated(pod: Json, node: Json) -> bool:
 
 
 def init_only(pod: Json) -> bool:
-    """Say whether only ordinary init containers ask for GPUs; exact nodes refuse such pods."""
+    """Say whether only ordinary init containers ask for devices; exact nodes refuse such pods."""
     inits = pod["spec"].get("initContainers") or ()
     lasting = [*pod["spec"]["containers"], *(one for one in inits if one.get("restartPolicy") == "Always")]
-    return demand(pod)[GPU] > 0 and not any(requests(one)[GPU] for one in lasting)
+    return _asks_devices(demand(pod)) and not any(_asks_devices(requests(one)) for one in lasting)
 
 
-def _whole_gpus(node: Json) -> bool:
+def _asks_devices(needs: Counter[str]) -> bool:
+    return any(count and is_device(name) for name, count in needs.items())
+
+
+def is_device(resource: str) -> bool:
+    """Say whether a resource counts whole GPUs, MIG slices or shares."""
+    return resource in {GPU, SHARE} or resource.startswith(MIG)
+
+
+def device_ask(pod: Json) -> Ask:
+    """Return what a pod asks of devices, as if it had not ended."""
+    asked = {name: count for name, count in demand({**pod, "status": {}}).items() if is_device(name) and count}
+    memory, milli = annotation(pod, PREFIX + "gpu-memory"), annotation(pod, PREFIX + "gpu-milli")
+    if len(asked) > 1:
+        return Ask(*max(asked.items()), flaw="mixed devices")
+    if bool(memory or milli) != (SHARE in asked):
+        return Ask(*next(iter(asked.items()), ("", 0)), flaw="share without size, or size without share")
+    if not asked:
+        return Ask()
+    mib = -(-quantity(memory) // (1 << 20)) if memory else 0
+    return Ask(*next(iter(asked.items())), milli=int(milli or 0), mib=mib)
+
+
+def _undivided(node: Json) -> bool:
+    """Say whether `nvidia.com/gpu` is a whole GPU on an observed node."""
     have = labels(node)
-    shared = have.get(GPU + ".product", "").endswith("-SHARED") or have.get("nvidia.com/mig.strategy") == "single"
-    return not shared and int(have.get(GPU + ".replicas", "1")) <= 1
+    product = have.get(GPU + ".product", "")
+    parts = plain(product) != product or have.get("nvidia.com/mig.strategy") == "single"
+    return not parts and int(have.get(GPU + ".replicas", "1")) <= 1
 
 
-def forbidden(pod: Json, node: Json, gpus: int) -> str:
-    """Return why this pod, which asks `gpus` in all, can never run on this node; empty when it could, given room."""
+def forbidden(pod: Json, node: Json, ask: Ask | None = None) -> str:
+    """Return why this pod can never run on this node; empty when it could, were the node idle or larger.
+
+    Args:
+        pod: the pod.
+        node: the node.
+        ask: its `device_ask`, where the caller has it at hand.
+    """
     if not _selected(pod, node):
         return "selector"
     if _untolerated(pod, node):
         return "taint"
-    if not gpus:
+    ask = ask or device_ask(pod)
+    if not ask.resource and not ask.flaw:
         return ""
-    if not _whole_gpus(node):
-        return "not whole"
     wanted = [one for one in annotation(pod, PREFIX + "gpu-model").split(",") if one.strip()]
     product = labels(node).get(GPU + ".product", "")
     if wanted and not any(model_matches(one, product) for one in wanted):
         return "model"
-    return "init only" if exact(node) and init_only(pod) else ""
+    return ask.flaw or _wrong_kind(pod, node, ask)
+
+
+def _wrong_kind(pod: Json, node: Json, ask: Ask) -> str:
+    """Return why a node cannot serve this kind of ask, whatever is free."""
+    if exact(node):
+        return "init only" if init_only(pod) else ""
+    if ask.kind == "share":
+        return "sharing"
+    return "not whole" if ask.kind == "whole" and not _undivided(node) else ""
 
 
 def held_devices(allocation: Json) -> list[Json]:
@@ -229,6 +264,17 @@ def held_devices(allocation: Json) -> list[Json]:
     return [one for grants in lists if isinstance(grants, list) for one in grants if isinstance(one, dict)]
 
 
+def distinct(allocation: Json) -> list[Json]:
+    """Return what an allocation takes of devices, each once: containers name a whole GPU or a slice again to reuse it.
+
+    Shares count as often as they are named: two containers may hold shares of one device.
+    """
+    once = {}
+    for place, grant in enumerate(held_devices(allocation)):
+        once[place if grant.get("kind") == "share" else (grant.get("dev"), grant.get("start", -1))] = grant
+    return list(once.values())
+
+
 @dataclass(slots=True)
 class Room:
     """What is free on one node; `devices` None where a count is all that is known (observed nodes)."""
@@ -236,21 +282,34 @@ class Room:
     node: Json
     free: Counter[str]
     pods: int
-    devices: set[int] | None
-    strangers: bool = False  # a pod without an allocation holds GPUs here
+    devices: list[Device] | None
+    strangers: bool = False  # a pod without an allocation holds devices here
 
-    def misfit(self, needs: Counter[str]) -> str:
+    def misfit(self, needs: Counter[str], ask: Ask) -> str:
         """Return what is short for a pod of this demand, empty when it fits now."""
         if self.pods < 1:
             return "pods"
         for name, count in needs.items():
             if count > self.free[name]:
                 return name
-        if self.devices is None or not needs[GPU]:
+        if self.devices is None or not ask.count:
             return ""
         if self.strangers:
             return "stranger"
-        return "" if needs[GPU] <= len(self.devices) else "devices"
+        return "" if fits(self.devices, ask) else "devices"
+
+    def take(self, pod: Json, allocation: Json) -> None:
+        """Book a pod that runs here."""
+        needs = demand(pod)
+        self.free.subtract(needs)
+        self.pods -= 1
+        if self.devices is None:
+            return
+        held = distinct(allocation)
+        for grant in held:
+            if isinstance(grant.get("dev"), int) and 0 <= grant["dev"] < len(self.devices):
+                self.devices[grant["dev"]].take(grant)
+        self.strangers |= _asks_devices(needs) and not held
 
 
 @dataclass(slots=True)
@@ -261,11 +320,11 @@ class Oracle:
 
     def judge(self, pod: Json) -> list[str]:
         """Return the names of all nodes on which an unbound pod fits now."""
-        needs = demand(pod)
+        needs, ask = demand(pod), device_ask(pod)
         return [
             name
             for name, room in self.rooms.items()
-            if not room.misfit(needs) and not forbidden(pod, room.node, needs[GPU])
+            if not room.misfit(needs, ask) and not forbidden(pod, room.node, ask)
         ]
 
 
@@ -280,18 +339,11 @@ def observe(nodes: Sequence[Json], pods: Sequence[Json], allocations: dict[str, 
     oracle = Oracle({node["metadata"]["name"]: _empty(node) for node in nodes})
     for pod in pods:
         room = oracle.rooms.get(bound_to(pod))
-        if room is None or terminal(pod):
-            continue
-        needs = demand(pod)
-        room.free.subtract(needs)
-        room.pods -= 1
-        held = {one.get("dev") for one in held_devices(allocations.get(pod["metadata"]["uid"], {}))}
-        if room.devices is not None:
-            room.devices -= held
-            room.strangers |= bool(needs[GPU]) and not held
+        if room is not None and not terminal(pod):
+            room.take(pod, allocations.get(pod["metadata"]["uid"], {}))
     return oracle
 
 
 def _empty(node: Json) -> Room:
     free = amounts(node["status"]["allocatable"])
-    return Room(node, free, free.pop("pods", 0), set(range(free[GPU])) if exact(node) else None)
+    return Room(node, free, free.pop("pods", 0), devices_of(labels(node), free[GPU]) if exact(node) else None)

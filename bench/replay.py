@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bench.allocations import over_held, read_allocation, slices_overlapping
-from bench.oracle import GPU, Json, demand, exact
+from bench.allocations import over_held, read_allocation, slices_wrong
+from bench.devices import GPU
+from bench.geometry import card
+from bench.oracle import Json, device_ask, exact, labels
 
 GENESIS = "0" * 64
 HOLDING = frozenset("RESERVED BINDING BOUND RUNNING RECLAIMING".split())
@@ -83,6 +85,7 @@ def replay(lines: Iterable[Json], nodes: Mapping[str, Json], pods: Mapping[str, 
     """
     found = Replay()
     on_node: dict[str, dict[str, Json]] = defaultdict(dict)
+    at: dict[str, str] = {}
     prev = GENESIS
     for seq, line in enumerate(lines, start=1):
         found.rows = seq
@@ -90,6 +93,8 @@ def replay(lines: Iterable[Json], nodes: Mapping[str, Json], pods: Mapping[str, 
         prev = str(line.get("hash", ""))
         if line.get("request") and line.get("event"):
             _live_on(found, line)
+            on_node[at.get(line["request"], "")].pop(line["request"], None)
+            at[line["request"]] = found.lives[line["request"]].node
             _book(found, line, nodes, pods, on_node)
     return found
 
@@ -138,11 +143,9 @@ def _book(
     pods: Mapping[str, Json],
     on_node: dict[str, dict[str, Json]],
 ) -> None:
-    """Book or free what the Request holds now, and look at its node as it is at this instant."""
+    """Book what the Request holds now, if anything, and look at its node as it is at this instant."""
     request = line["request"]
     life = found.lives[request]
-    for holders in on_node.values():
-        holders.pop(request, None)
     node = nodes.get(life.node)
     if not life.holding or node is None:
         return
@@ -151,12 +154,16 @@ def _book(
     holders[request] = held
     for what, sentence in over_held(node, holders):
         found.over.setdefault((life.node, what), f"line {line.get('seq')}: {life.node} {what}: {sentence}")
-    for what, sentence in slices_overlapping(holders):
+    for what, sentence in slices_wrong(node, holders):
         found.overlaps.setdefault((life.node, what), f"line {line.get('seq')}: {life.node} {what}: {sentence}")
 
 
 def _unwritten(request: str, node: Json, pods: Mapping[str, Json]) -> Json:
     """Return what a Request takes whose allocation nobody wrote: its count on observed nodes, nothing known else."""
     pod = pods.get(request)
-    count = demand({**pod, "status": {}})[GPU] if pod and not exact(node) else 0
-    return {"containers": {"": [{"kind": "whole", "count": count}]}} if count else {}
+    ask = device_ask(pod) if pod and not exact(node) else None
+    if ask is None or not ask.count:
+        return {}
+    known = card(labels(node).get(GPU + ".product", ""))
+    profile = {"profile": known.profile_of(ask.resource)} if known and ask.kind == "mig" else {}
+    return {"containers": {"": [{"kind": ask.kind, "count": ask.count, **profile}]}}

@@ -1,4 +1,4 @@
-"""Nodes and pods of a bench run, drawn by seed: every kind of ask that is built, 90-110 % of the cluster's GPUs.
+"""Nodes and pods of a bench run, drawn by seed: every kind of ask, 90-110 % of the cluster's GPUs.
 
 Invariant: the same seed and sizes give the same plan, whatever the machine; nothing here looks at a clock.
 """
@@ -11,43 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from bench.kube_objects import node_object, pod_object
+from bench.devices import GPU, MIG_DEVICES, SHARE, mig_devices
+from bench.geometry import MIG, Card, card, resource_of
+from bench.kube_objects import pod_object
+from bench.machines import TAINT, ZONES, draw_nodes, draw_strangers
 
 Json = dict[str, Any]
 Rng = np.random.Generator
 
-GPU = "nvidia.com/gpu"
 NAMESPACE = "default"
-ZONES = ("zone-a", "zone-b", "zone-c")
-TAINT = {"key": "dedicated", "value": "research", "effect": "NoSchedule"}
 CLASSES = {"bench-high": 1000, "bench-low": -10}
+KINDS_OF_ASK = ("none", "whole", "mig", "share")
 SIZES = (0, 1, 2, 4, 8)
 DEMAND = (1.0, 1.08)  # where the total is drawn; rounding to whole pods stays within 0.9 and 1.1
 ENDING = 0.2  # share of pods that may end during the run; few enough that some of the rest must wait to its end
+MILLI = 1000
+MIG_PODS, SHARE_PODS = 0.33, 0.16  # how many of the pods ask so, as far as there is room
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of node: its share of the cluster, GPUs and what it is labelled with."""
-
-    share: float
-    gpus: int
-    product: str
-    memory_mib: int
-    cpu: int
-    memory_gib: int
-
-
-KINDS = (
-    Kind(0.20, 8, "NVIDIA-H100-80GB-HBM3", 81559, 96, 1024),
-    Kind(0.20, 8, "NVIDIA-A100-SXM4-80GB", 81920, 96, 1024),
-    Kind(0.20, 4, "NVIDIA-A100-SXM4-40GB", 40960, 48, 512),
-    Kind(0.12, 2, "Tesla-T4", 15360, 24, 128),
-    Kind(0.10, 2, "NVIDIA-L4", 23034, 32, 192),
-    Kind(0.18, 0, "", 0, 64, 256),
+WEIGHTS = {  # how often each shape is asked, by memory slices of the model
+    8: {"1g": 30, "1g+me": 5, "1gx2": 12, "2g": 22, "3g": 17, "4g": 8, "7g": 6},
+    4: {"1g": 45, "1g+me": 8, "2g": 25, "2g+me": 7, "4g": 15},
+    12: {"1g": 25, "1g+me": 5, "1g+gfx": 10, "1g+me.all": 3, "1g-me": 15, "2g": 15, "2g+gfx": 6, "2g+me.all": 2}
+    | {"2g-me": 10, "4g": 6, "4g+gfx": 3},
+}
+SHARE_SIZES = (  # gpu-milli, gpu-memory, milli-GPU as far as demand is counted
+    *((milli, "", milli) for milli in (100, 200, 250, 300, 500, 700, 810)),
+    *((0, f"{gib}Gi", 20 * gib) for gib in (4, 8, 12, 20)),
+    (300, "10Gi", 300),
+    (500, "6Gi", 500),
 )
-"""The first is the first node's, so that a cluster of any size has a node for the largest ask."""
-
 MODELS = {
     "H100": 6,
     "A100": 1,
@@ -58,9 +50,12 @@ MODELS = {
     "NVIDIA-L4": 2,
     "nvidia-a100-sxm4-80gb": 1,
     "L4,T4": 1,
+    "A30": 1,
+    "RTXPRO6000": 1,
 }
 """Asks for models and how often each comes: some are wanted more than there are."""
-NOWHERE = ("model", "zone", "size")  # asks that no node can ever meet
+LARGEST = {"T4": 2, "NVIDIA-L4": 2, "L4,T4": 2, "A100-40": 4, "A30": 4}
+NOWHERE = ("model", "zone", "size", "profile", "unsized")  # asks that no node can ever meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +78,8 @@ class Plan:
         strangers: pods of another scheduler that run before ours come; they name their node.
         pods: our pods in arrival order, which is also that of their names.
         endings: by pod name; a pod without one stays.
-        gpus: GPUs our pods can have, and what they ask in all: `asked`.
+        gpus: GPUs our pods can have, in thousandths, those in MIG mode included.
+        asked: what they ask in all, in thousandths of a GPU.
     """
 
     nodes: list[Json]
@@ -98,98 +94,140 @@ class UnreachableError(ValueError):
     """So few pods cannot ask for 90 % of so many GPUs."""
 
 
-def plan(*, nodes: int, pods: int, seed: int) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one pod shall ask: so many of a resource, worth so many milli-GPU, with these annotations."""
+
+    resource: str = ""
+    count: int = 0
+    milli: int = 0
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The MIG slices of one node: its card, devices in MIG mode, and counts of each profile."""
+
+    model: Card
+    devices: int
+    profiles: dict[str, int]
+
+
+def plan(*, nodes: int, pods: int, seed: int, kinds: Sequence[str] = KINDS_OF_ASK) -> Plan:
     """Draw a run.
 
     Args:
         nodes: how many nodes, at least 1.
         pods: how many pods of ours, at least 1.
         seed: of everything drawn.
+        kinds: which of `KINDS_OF_ASK` are asked; the nodes are the same.
 
     Raises:
         UnreachableError: even eight GPUs a pod would not reach the demand; the sentence says how many pods would.
     """
     rng = np.random.default_rng(seed)
-    made = _nodes(rng, nodes)
-    strangers = _strangers(rng, made)
-    gpus = sum(_gpus(node) for node in made if not node["spec"].get("unschedulable"))
-    gpus -= sum(_asked_by(pod) for pod in strangers)
-    sizes = _sizes(rng, pods, gpus)
+    made = draw_nodes(rng, nodes)
+    strangers = draw_strangers(rng, made)
+    wants, gpus = _wants(rng, made, strangers, pods, kinds)
     width = len(str(pods))
-    mine = [_pod(rng, f"pod-{number:0{width}}", size) for number, size in enumerate(sizes, start=1)]
+    mine = [_pod(rng, f"pod-{number:0{width}}", want) for number, want in enumerate(wants, start=1)]
     endings = {pod["metadata"]["name"]: _ending(rng, tick, pods) for tick, pod in enumerate(mine)}
     kept = {name: ending for name, ending in endings.items() if ending is not None}
-    return Plan(made, strangers, mine, kept, gpus, sum(sizes))
+    return Plan(made, strangers, mine, kept, gpus, sum(want.milli for want in wants))
 
 
-def _nodes(rng: Rng, count: int) -> list[Json]:
-    """Return nodes whose kinds come in their shares, whose order is drawn after the first."""
-    edges = np.cumsum([kind.share for kind in KINDS])
-    places = (np.arange(count) + 0.5) / count
-    kinds = np.minimum(np.searchsorted(edges, places), len(KINDS) - 1)
-    kinds[1:] = rng.permutation(kinds[1:])
-    kinds[0] = 0
-    made = [_node(rng, f"node-{number:05}", KINDS[kind]) for number, kind in enumerate(kinds, start=1)]
-    plain = [node for node in made[1:] if not node["spec"]["taints"]]
-    for node in plain[: count // 40]:
-        node["spec"]["unschedulable"] = True
-    return made
+def _usable(nodes: Sequence[Json], strangers: Sequence[Json]) -> list[Json]:
+    """Return the nodes whose devices our pods can have: not cordoned, no stranger's unnamed device on an exact one."""
+    closed = {
+        pod["spec"]["nodeName"]
+        for pod in strangers
+        if any(name.startswith("nvidia.com/") for name in _amounts(_main(pod)))
+    }
+    return [
+        node
+        for node in nodes
+        if not node["spec"].get("unschedulable")
+        and not (_labels(node).get("tessera.dev/mode") == "exact" and node["metadata"]["name"] in closed)
+    ]
 
 
-def _node(rng: Rng, name: str, kind: Kind) -> Json:
-    labels = {"topology.kubernetes.io/zone": str(rng.choice(ZONES))}
-    mode = rng.choice(["exact", "observed", ""], p=[0.5, 0.25, 0.25])
-    if mode:
-        labels["tessera.dev/mode"] = str(mode)
-    extended = {}
-    if kind.gpus:
-        extended[GPU] = str(kind.gpus)
-        labels |= {
-            f"{GPU}.product": kind.product,
-            f"{GPU}.count": str(kind.gpus),
-            f"{GPU}.memory": str(kind.memory_mib),
-            f"{GPU}.replicas": "1",
-            "nvidia.com/mig.strategy": "none",
-        }
-    taints = []
-    if name != "node-00001" and rng.random() < 0.1:
-        taints.append({**TAINT, "effect": str(rng.choice(["NoSchedule", "NoExecute", "PreferNoSchedule"]))})
-    memory = f"{kind.memory_gib}Gi"
-    return node_object(name, cpu=str(kind.cpu), memory=memory, extended=extended, labels=labels, taints=taints)
+def _whole(node: Json) -> int:
+    """Return the devices of a node that serve whole GPUs or shares."""
+    tokens, labels = int(node["status"]["allocatable"].get(GPU, 0)), _labels(node)
+    if labels.get(f"{GPU}.replicas", "1") != "1" or labels.get("nvidia.com/mig.strategy") == "single":
+        return 0
+    return tokens - len(mig_devices(labels.get(MIG_DEVICES, "none"), tokens))
 
 
-def _gpus(node: Json) -> int:
-    return int(node["status"]["allocatable"].get(GPU, 0))
+def _offer(node: Json) -> Offer | None:
+    """Return the MIG slices of a node, None where there are none."""
+    labels, amounts = _labels(node), node["status"]["allocatable"]
+    known = card(labels.get(f"{GPU}.product", ""))
+    counts = {name: int(amounts.get(resource_of(name), 0)) for name in known.names} if known else {}
+    if known is None or not any(counts.values()):
+        return None
+    total = int(labels[f"{GPU}.count"])
+    exact = MIG_DEVICES in labels
+    devices = len(mig_devices(labels[MIG_DEVICES], total)) if exact else total - int(amounts[GPU])
+    return Offer(known, devices, {name: count for name, count in counts.items() if count})
 
 
-def _strangers(rng: Rng, nodes: Sequence[Json]) -> list[Json]:
-    """Return pods of another scheduler: CPU on some nodes, one GPU on a few whose plugin chooses the device."""
-    made = []
-    for node in nodes[1:]:
-        if rng.random() >= 0.1:
+def _wants(
+    rng: Rng, nodes: Sequence[Json], strangers: Sequence[Json], pods: int, kinds: Sequence[str]
+) -> tuple[list[Want], int]:
+    """Return what each pod asks, 90-110 % of the cluster in all, and what the cluster has, in milli-GPU."""
+    usable = _usable(nodes, strangers)
+    offers = [offer for node in usable if (offer := _offer(node))] if "mig" in kinds else []
+    whole = MILLI * sum(map(_whole, usable))
+    divided = MILLI * sum(offer.devices for offer in offers)
+    draws = rng.random(pods)
+    wants: list[Want | None] = [None] * pods
+    taken = {"mig": 0, "share": 0}
+    for place, draw in enumerate(draws):
+        kind = "mig" if draw < MIG_PODS else "share" if draw < MIG_PODS + SHARE_PODS else ""
+        if kind not in kinds or (kind == "mig" and not offers):
             continue
-        requests = {"cpu": str(rng.integers(1, 9)), "memory": f"{rng.integers(1, 33)}Gi"}
-        if _gpus(node) and node["metadata"]["labels"].get("tessera.dev/mode") != "exact" and rng.random() < 0.3:
-            requests[GPU] = "1"
-        pod = pod_object(f"stranger-{node['metadata']['name']}", requests=requests, scheduler="default-scheduler")
-        pod["spec"]["nodeName"] = node["metadata"]["name"]
-        made.append(pod)
-    return made
+        want = _slices(rng, offers) if kind == "mig" else _shares(rng)
+        if taken[kind] + want.milli <= (1.06 * divided if kind == "mig" else 0.25 * whole):
+            taken[kind] += want.milli
+            wants[place] = want
+    rest = [place for place, want in enumerate(wants) if want is None]
+    others = sum(taken.values())
+    for place, size in zip(rest, _sizes(rng, len(rest), others, whole + divided, none="none" in kinds), strict=True):
+        wants[place] = Want(GPU, size, MILLI * size) if size else Want()
+    return [want or Want() for want in wants], whole + divided
 
 
-def _asked_by(pod: Json) -> int:
-    return int(pod["spec"]["containers"][0]["resources"]["requests"].get(GPU, 0))
+def _slices(rng: Rng, offers: Sequence[Offer]) -> Want:
+    """Ask for slices as some node has them: never more than one node could hold."""
+    weights = np.array([offer.devices for offer in offers], float)
+    offer = offers[int(rng.choice(len(offers), p=weights / weights.sum()))]
+    model, names = offer.model, list(offer.profiles)
+    often = np.array([WEIGHTS[model.slices][model.profiles[name].name] for name in names], float)
+    name = str(rng.choice(names, p=often / often.sum()))
+    count = min(int(rng.choice([1, 2, 3], p=[0.75, 0.17, 0.08])), offer.profiles[name])
+    wish = (("tessera.dev/gpu-model", model.key),) if rng.random() < 0.2 else ()
+    return Want(resource_of(name), count, count * MILLI * model.profiles[name].size // model.slices, wish)
 
 
-def _sizes(rng: Rng, pods: int, gpus: int) -> list[int]:
-    """Return each pod's GPUs: a mix of all sizes whose total is 90-110 % of the cluster's."""
-    target = float(rng.uniform(*DEMAND)) * gpus
-    low, high = 0.9 * gpus, 1.1 * gpus
+def _shares(rng: Rng) -> Want:
+    milli, memory, worth = SHARE_SIZES[int(rng.integers(len(SHARE_SIZES)))]
+    count = int(rng.choice([1, 2, 4], p=[0.82, 0.14, 0.04]))
+    sizes = (("tessera.dev/gpu-milli", str(milli or "")), ("tessera.dev/gpu-memory", memory))
+    return Want(SHARE, count, count * worth, tuple((key, value) for key, value in sizes if value))
+
+
+def _sizes(rng: Rng, pods: int, others: int, milli: int, *, none: bool) -> list[int]:
+    """Return the other pods' whole GPUs: a mix of all sizes that makes 90-110 % of the cluster of all that is asked."""
+    gpus, asked = milli / MILLI, others / MILLI
+    target = max(float(rng.uniform(*DEMAND)) * gpus - asked, 0.0)
+    low, high = max(0.9 * gpus - asked, 0.0), 1.1 * gpus - asked
     if pods * SIZES[-1] < low:
-        raise UnreachableError(f"{pods} pods cannot ask for 90 % of {gpus} GPUs; use --pods {-int(-low // SIZES[-1])}")
+        least = -int(-0.9 * gpus // SIZES[-1]) * 2
+        raise UnreachableError(f"so few pods cannot ask for 90 % of {gpus:.0f} GPUs; use --pods {least}")
     weights = np.array([0.55, 0.22, 0.14, 0.09])
     mean = float(weights @ SIZES[1:])
-    nothing = min(max(1 - target / pods / mean, 0.2), 1.0)
+    nothing = min(max(1 - target / max(pods, 1) / mean, 0.2 if none else 0.0), 1.0)
     rungs = rng.choice(len(SIZES), size=pods, p=[nothing, *((1 - nothing) * weights)])
     total = sum(SIZES[rung] for rung in rungs)
     while not low <= total <= high:
@@ -206,19 +244,24 @@ def _ending(rng: Rng, tick: int, pods: int) -> Ending | None:
     return Ending(tick + life, phase) if rng.random() < ENDING else None
 
 
-def _pod(rng: Rng, name: str, size: int) -> Json:
-    """Return one pod of ours that asks for `size` GPUs in all."""
+def _pod(rng: Rng, name: str, want: Want) -> Json:
+    """Return one pod of ours."""
     cpu, memory = (int(rng.integers(1, 9)), int(rng.integers(1, 33)))
-    if size:
-        cpu, memory = size * int(rng.integers(2, 11)), size * int(rng.integers(8, 61))
-    pod = pod_object(name, requests={"cpu": str(cpu), "memory": f"{memory}Gi", **_gpu_request(size)})
+    if want.resource == GPU:
+        cpu, memory = want.count * int(rng.integers(2, 11)), want.count * int(rng.integers(8, 61))
+    elif want.resource:
+        cpu, memory = want.count, want.count * int(rng.integers(1, 9))
+    asked = {want.resource: str(want.count)} if want.resource else {}
+    pod = pod_object(
+        name, requests={"cpu": str(cpu), "memory": f"{memory}Gi", **asked}, annotations=dict(want.annotations)
+    )
     if rng.random() < 0.2:
-        _amounts(pod["spec"]["containers"][0])["ephemeral-storage"] = f"{rng.integers(1, 21)}Gi"
-    if size:
-        _spread_over_containers(rng, pod, size)
-        if rng.random() < 0.5:
-            _small_enough(rng, pod, size)
-    _selection(rng, pod, size)
+        _amounts(_main(pod))["ephemeral-storage"] = f"{rng.integers(1, 21)}Gi"
+    if want.resource:
+        _spread_over_containers(rng, pod, want)
+        if want.resource in {GPU, SHARE} and rng.random() < (0.5 if want.resource == GPU else 0.15):
+            _small_enough(rng, pod, want.count)
+    _selection(rng, pod, want)
     if rng.random() < 0.1:
         pod["metadata"]["labels"]["tessera.dev/queue"] = "default"
     if rng.random() < 0.15:
@@ -226,8 +269,14 @@ def _pod(rng: Rng, name: str, size: int) -> Json:
     return pod
 
 
-def _gpu_request(size: int) -> dict[str, str]:
-    return {GPU: str(size)} if size else {}
+def _labels(node: Json) -> dict[str, str]:
+    labels: dict[str, str] = node["metadata"]["labels"]
+    return labels
+
+
+def _main(pod: Json) -> Json:
+    container: Json = pod["spec"]["containers"][0]
+    return container
 
 
 def _amounts(container: Json) -> dict[str, str]:
@@ -237,46 +286,45 @@ def _amounts(container: Json) -> dict[str, str]:
 
 def _small_enough(rng: Rng, pod: Json, size: int) -> None:
     """Ask for a model; one that comes with enough GPUs, so that no-one waits for a node that cannot exist."""
-    largest = {"T4": 2, "NVIDIA-L4": 2, "L4,T4": 2, "A100-40": 4}
-    models = [model for model in MODELS if size <= largest.get(model, 8)]
+    models = [model for model in MODELS if size <= LARGEST.get(model, 8)]
     weights = np.array([MODELS[model] for model in models], float)
     pod["metadata"]["annotations"]["tessera.dev/gpu-model"] = str(rng.choice(models, p=weights / weights.sum()))
 
 
-def _spread_over_containers(rng: Rng, pod: Json, size: int) -> None:
+def _spread_over_containers(rng: Rng, pod: Json, want: Want) -> None:
     """Express the same total in another way, for some of the pods."""
-    main = pod["spec"]["containers"][0]
+    main, size = _main(pod), want.count
     way = str(rng.choice(["plain", "two", "reuse", "beyond", "sidecar", "init"], p=[0.6, 0.1, 0.08, 0.08, 0.1, 0.04]))
     if way in {"two", "beyond", "sidecar"} and size < 2:
         return
     if way == "two":
-        _set_gpus(main, size // 2)
-        pod["spec"]["containers"].append(_container("second", size - size // 2))
+        _set_devices(main, want.resource, size // 2)
+        pod["spec"]["containers"].append(_container("second", want.resource, size - size // 2))
     elif way == "reuse":
-        pod["spec"]["initContainers"] = [_container("prepare", size)]
+        pod["spec"]["initContainers"] = [_container("prepare", want.resource, size)]
     elif way == "beyond":
-        _set_gpus(main, size // 2)
-        pod["spec"]["initContainers"] = [_container("prepare", size)]
+        _set_devices(main, want.resource, size // 2)
+        pod["spec"]["initContainers"] = [_container("prepare", want.resource, size)]
     elif way == "sidecar":
-        _set_gpus(main, size - 1)
-        pod["spec"]["initContainers"] = [{**_container("beside", 1), "restartPolicy": "Always"}]
-    elif way == "init":
-        _set_gpus(main, 0)
-        pod["spec"]["initContainers"] = [_container("prepare", size)]
+        _set_devices(main, want.resource, size - 1)
+        pod["spec"]["initContainers"] = [{**_container("beside", want.resource, 1), "restartPolicy": "Always"}]
+    elif way == "init" and want.resource == GPU:
+        _set_devices(main, want.resource, 0)
+        pod["spec"]["initContainers"] = [_container("prepare", want.resource, size)]
 
 
-def _set_gpus(container: Json, count: int) -> None:
+def _set_devices(container: Json, resource: str, count: int) -> None:
     for amounts in (container["resources"]["requests"], container["resources"]["limits"]):
-        amounts.pop(GPU, None)
-        amounts.update(_gpu_request(count))
+        amounts.pop(resource, None)
+        amounts.update({resource: str(count)} if count else {})
 
 
-def _container(name: str, gpus: int) -> Json:
-    amounts = {"cpu": "500m", "memory": "256Mi", **_gpu_request(gpus)}
+def _container(name: str, resource: str, count: int) -> Json:
+    amounts = {"cpu": "500m", "memory": "256Mi", resource: str(count)}
     return {"name": name, "image": "pause:3.10", "resources": {"requests": amounts, "limits": dict(amounts)}}
 
 
-def _selection(rng: Rng, pod: Json, size: int) -> None:
+def _selection(rng: Rng, pod: Json, want: Want) -> None:
     """Narrow or widen where the pod may run; one in fifty can run nowhere and must wait in peace."""
     spec = pod["spec"]
     if rng.random() < 0.15:
@@ -289,21 +337,27 @@ def _selection(rng: Rng, pod: Json, size: int) -> None:
         _require(spec, [_expression("topology.kubernetes.io/zone", "In", *ZONES[:2])])
     elif draw < 0.18:
         _require(spec, [_expression("topology.kubernetes.io/zone", "NotIn", ZONES[0])])
-    elif draw < 0.20 and size:
-        _require(spec, [_expression(f"{GPU}.memory", "Gt", "40000")])
-    elif draw < 0.22 and not size:
+    elif draw < 0.20 and want.resource:
+        _require(spec, [_expression(f"{GPU}.memory", "Gt", "40000" if want.resource == GPU else "20000")])
+    elif draw < 0.22 and not want.resource:
         _require(spec, [_expression(f"{GPU}.product", "DoesNotExist")])
     elif draw < 0.24:
-        _nowhere(rng, pod)
+        _nowhere(rng, pod, want)
 
 
-def _nowhere(rng: Rng, pod: Json) -> None:
-    way = str(rng.choice(NOWHERE))
-    if way == "model" and "tessera.dev/gpu-model" in pod["metadata"]["annotations"]:
-        pod["metadata"]["annotations"]["tessera.dev/gpu-model"] = "B200"
+def _nowhere(rng: Rng, pod: Json, want: Want) -> None:
+    way, annotations = str(rng.choice(NOWHERE)), pod["metadata"]["annotations"]
+    if way == "model" and "tessera.dev/gpu-model" in annotations:
+        annotations["tessera.dev/gpu-model"] = "B200"
     elif way == "size":
-        for amounts in pod["spec"]["containers"][0]["resources"].values():
+        for amounts in _main(pod)["resources"].values():
             amounts["cpu"] = "500"
+    elif way == "profile" and want.resource.startswith(MIG):
+        pod["spec"].pop("initContainers", None)
+        pod["spec"]["containers"] = [_container("main", f"{MIG}1g.45gb", want.count)]
+    elif way == "unsized" and want.resource == SHARE:
+        for key, _ in want.annotations:
+            del annotations[key]
     else:
         pod["spec"]["nodeSelector"] = {"topology.kubernetes.io/zone": "zone-z"}
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.auditor import Audit, Dump
+from bench.devices import GPU
+from bench.geometry import card, resource_of
 from bench.kube_objects import node_object, pod_object
-from bench.oracle import GPU
 from bench.replay import GENESIS, line_hash
 
 Json = dict[str, Any]
@@ -23,12 +24,42 @@ def gpu_node(name: str, gpus: int, mode: str, **labels: str) -> Json:
     return node_object(name, cpu="16", extended={GPU: str(gpus)}, labels={**product, **labels})
 
 
-def pod(name: str, gpus: int = 0, *, cpu: str = "1", **annotations: str) -> Json:
-    asks = {"cpu": cpu, "memory": "1Gi", **({GPU: str(gpus)} if gpus else {})}
+def pod(name: str, gpus: int = 0, *, cpu: str = "1", asked: dict[str, int] | None = None, **annotations: str) -> Json:
+    devices = {GPU: gpus, **(asked or {})}
+    asks = {"cpu": cpu, "memory": "1Gi", **{resource: str(count) for resource, count in devices.items() if count}}
     made = pod_object(name, requests=asks, annotations=annotations)
     made["metadata"]["uid"] = f"uid-{name}"
     made["status"] = {"phase": "Pending"}
     return made
+
+
+def mig_node(name: str, gpus: int, mode: str, product: str, **more: str) -> Json:
+    """A node whose last `gpus - 1` devices are in MIG mode when it is exact; one of observed mode has static slices."""
+    made = gpu_node(name, gpus, mode, **{"nvidia.com/gpu.product": product, "nvidia.com/gpu.memory": "81920", **more})
+    known = card(product)
+    assert known is not None
+    tokens = {resource_of(profile): "0" for profile in known.names}
+    if mode == "exact":
+        made["metadata"]["labels"] |= {"tessera.dev/mig-devices": f"1-{gpus - 1}"}
+        tokens = {resource_of(p): str(known.profiles[p].most * (gpus - 1)) for p in known.names}
+        tokens["tessera.dev/share"] = "64"
+    made["status"]["allocatable"] |= tokens
+    return made
+
+
+def piece(dev: int, profile: str, start: int, size: int) -> Json:
+    return {"dev": dev, "kind": "mig", "profile": profile, "start": start, "size": size}
+
+
+def share(dev: int, milli: int, mib: int) -> Json:
+    return {"dev": dev, "kind": "share", "milli": milli, "mib": mib}
+
+
+def slices(profile: str, count: int = 1) -> dict[str, int]:
+    return {resource_of(profile): count}
+
+
+SHARES = {"tessera.dev/share": 1}
 
 
 def grants(*devices: int) -> list[Json]:

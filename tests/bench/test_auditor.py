@@ -13,14 +13,21 @@ from tests.bench.dumps import (
     ALLOCATION,
     EXACT,
     OBSERVED,
+    SHARES,
     Fake,
     Json,
     allocation,
     good_run,
     gpu_node,
     grants,
+    mig_node,
+    piece,
     pod,
+    share,
+    slices,
 )
+
+H100 = "NVIDIA-H100-80GB-HBM3"
 
 
 def faults(report: Json) -> set[str]:
@@ -90,12 +97,141 @@ def test_a_device_that_the_node_does_not_have_is_found() -> None:
     assert faults(fake.audit()) == {"over_allocations"}
 
 
-def test_overlapping_slices_are_found() -> None:
-    fake = Fake(nodes=[gpu_node(EXACT, 4, "exact")])
-    for name, start in (("one", 0), ("two", 2)):
-        piece = {"dev": 0, "kind": "mig", "profile": "3g.40gb", "start": start, "size": 4}
-        fake.bind(pod(name, 0), EXACT, [piece])
-    assert "slice_overlaps" in faults(fake.audit())
+def divided() -> Fake:
+    """An exact node with device 0 whole and devices 1 to 3 in MIG mode, an observed one with static slices."""
+    observed = mig_node(OBSERVED, 2, "observed", H100)
+    observed["status"]["allocatable"] |= {"nvidia.com/mig-3g.40gb": "2", "nvidia.com/mig-1g.10gb.me": "1"}
+    return Fake(nodes=[mig_node(EXACT, 4, "exact", H100), observed])
+
+
+def test_slices_and_shares_as_they_should_be_pass() -> None:
+    fake = divided()
+    fake.bind(pod("two", asked=slices("3g.40gb", 2)), EXACT, [piece(1, "3g.40gb", 0, 4), piece(1, "3g.40gb", 4, 4)])
+    fake.bind(pod("media", asked=slices("1g.10gb+me")), EXACT, [piece(2, "1g.10gb+me", 6, 1)])
+    for name in ("one", "other"):
+        half = pod(name, asked=SHARES, **{"tessera.dev/gpu-milli": "500"})
+        fake.bind(half, EXACT, [share(0, 500, 40960)])
+    static = [{"kind": "mig", "profile": "3g.40gb", "count": 2}]
+    fake.bind(pod("static", asked=slices("3g.40gb", 2)), OBSERVED, static)
+    report = fake.audit()
+    assert faults(report) == set(), report["findings"]
+    assert report["ok"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(piece(1, "3g.40gb", 0, 4), piece(1, "2g.20gb", 2, 2), id="overlap"),
+        pytest.param(piece(1, "3g.40gb", 0, 4), piece(1, "3g.40gb", 0, 4), id="same"),
+        pytest.param(piece(1, "3g.40gb", 0, 4), piece(2, "2g.20gb", 6, 2), id="start"),
+        pytest.param(piece(1, "3g.40gb", 0, 4), piece(2, "2g.20gb", 2, 1), id="size"),
+    ],
+)
+def test_slices_that_overlap_or_are_legal_nowhere_are_found(first: Json, second: Json) -> None:
+    fake = divided()
+    for name, one in (("first", first), ("second", second)):
+        fake.bind(pod(name, asked=slices(one["profile"])), EXACT, [one])
+    assert faults(fake.audit()) == {"slice_overlaps"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        pytest.param({}, [[piece(1, "1g.10gb+me", 0, 1)], [piece(1, "1g.10gb+me", 1, 1)]], id="media engines"),
+        pytest.param({}, [[piece(0, "1g.10gb", 0, 1)]], id="slice of a whole device"),
+        pytest.param({"nvidia.com/gpu": 1}, [[*grants(1)]], id="whole device in MIG mode"),
+        pytest.param(SHARES, [[share(1, 500, 40960)]], id="share in MIG mode"),
+        pytest.param(SHARES, [[share(0, 500, 40960)]] * 3, id="shares"),
+    ],
+)
+def test_a_device_in_the_wrong_use_or_over_its_size_is_found(asked: dict[str, int], held: list[list[Json]]) -> None:
+    fake = divided()
+    for number, one in enumerate(held):
+        wants = asked or slices(one[0]["profile"])
+        sizes = {"tessera.dev/gpu-milli": "500"} if wants is SHARES else {}
+        fake.bind(pod(f"pod-{number}", asked=wants, **sizes), EXACT, one)
+    assert faults(fake.audit()) == {"over_allocations"}
+
+
+def test_a_share_beside_a_whole_gpu_is_found() -> None:
+    fake = divided()
+    fake.bind(pod("whole", 1), EXACT, grants(0))
+    fake.bind(pod("part", asked=SHARES, **{"tessera.dev/gpu-milli": "10"}), EXACT, [share(0, 10, 819)])
+    assert faults(fake.audit()) == {"over_allocations"}
+
+
+def test_more_memory_than_a_device_has_is_found() -> None:
+    fake = divided()
+    for name in ("one", "two"):
+        sizes = {"tessera.dev/gpu-milli": "100", "tessera.dev/gpu-memory": "50Gi"}
+        fake.bind(pod(name, asked=SHARES, **sizes), EXACT, [share(0, 100, 51200)])
+    assert faults(fake.audit()) == {"over_allocations"}
+
+
+def test_static_slices_are_counted() -> None:
+    fake = divided()
+    for name in ("one", "two"):
+        static = [{"kind": "mig", "profile": "1g.10gb+me", "count": 1}]
+        fake.bind(pod(name, asked=slices("1g.10gb+me")), OBSERVED, static)
+    assert faults(fake.audit()) == {"over_allocations"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        pytest.param([share(0, 499, 40960)], id="milli"),
+        pytest.param([share(0, 500, 40961)], id="memory"),
+        pytest.param([share(0, 500, 40960), share(0, 500, 40960)], id="two"),
+        pytest.param(grants(0), id="kind"),
+    ],
+)
+def test_a_share_of_another_size_is_found(held: list[Json]) -> None:
+    fake = divided()
+    fake.bind(pod("half", asked=SHARES, **{"tessera.dev/gpu-milli": "500"}), EXACT, held)
+    assert "unannotated" in faults(fake.audit())
+
+
+def test_a_slice_of_another_profile_is_found() -> None:
+    fake = divided()
+    fake.bind(pod("asks", asked=slices("1g.20gb")), EXACT, [piece(1, "2g.20gb", 0, 2)])
+    assert faults(fake.audit()) == {"unannotated"}
+
+
+def test_one_slice_for_two_containers_is_found() -> None:
+    fake = divided()
+    both = pod("both", asked=slices("1g.10gb"))
+    both["spec"]["containers"].append({**both["spec"]["containers"][0], "name": "second"})
+    fake.bind(both, EXACT, [piece(1, "1g.10gb", 3, 1)])
+    said = json.loads(both["metadata"]["annotations"][ALLOCATION])
+    fake.rewrite(both, containers={**said["containers"], "second": said["containers"]["main"]})
+    assert "doubled" in faults(fake.audit())
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes", "fits"),
+    [
+        pytest.param(slices("2g.20gb"), {}, True, id="a slice fits beside another"),
+        pytest.param(slices("3g.40gb"), {}, False, id="no start is free"),
+        pytest.param(slices("2g.20gb", 3), {}, False, id="not all of them"),
+        pytest.param(slices("1g.10gb+me"), {}, False, id="media engine taken"),
+        pytest.param(slices("1g.12gb"), {}, False, id="profile of another model"),
+        pytest.param(SHARES, {"tessera.dev/gpu-milli": "400"}, True, id="a share fits"),
+        pytest.param(SHARES, {"tessera.dev/gpu-milli": "401"}, False, id="share too large"),
+        pytest.param(
+            {"tessera.dev/share": 2}, {"tessera.dev/gpu-milli": "100"}, False, id="two devices for two shares"
+        ),
+        pytest.param(SHARES, {}, False, id="share without a size"),
+        pytest.param({"nvidia.com/gpu": 1}, {}, False, id="no whole one left"),
+        pytest.param({**SHARES, "nvidia.com/gpu": 1}, {"tessera.dev/gpu-milli": "1"}, False, id="two kinds"),
+    ],
+)
+def test_waiting_pods_are_tried_on_what_is_free(asked: dict[str, int], sizes: dict[str, str], fits: bool) -> None:
+    fake = Fake(nodes=[mig_node(EXACT, 2, "exact", H100)])
+    fake.bind(pod("media", asked=slices("1g.10gb+me")), EXACT, [piece(1, "1g.10gb+me", 1, 1)])
+    fake.bind(pod("third", asked=slices("1g.10gb")), EXACT, [piece(1, "1g.10gb", 4, 1)])
+    fake.bind(pod("part", asked=SHARES, **{"tessera.dev/gpu-milli": "600"}), EXACT, [share(0, 600, 49152)])
+    fake.arrive(pod("waits", asked=asked, **sizes))
+    assert faults(fake.audit()) == ({"waiting_placeable"} if fits else set())
 
 
 def test_one_device_in_two_containers_of_one_pod_is_found() -> None:

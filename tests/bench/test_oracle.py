@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench.oracle
+from bench.devices import GPU
 from bench.kube_objects import node_object
-from bench.oracle import GPU, Json, demand, init_only, model_matches, observe, quantity
+from bench.oracle import Json, demand, init_only, model_matches, observe, quantity
 from tests.bench.dumps import EXACT, OBSERVED, gpu_node, pod
 
 
@@ -109,7 +110,7 @@ def test_models(entry: str, product: str, matches: bool) -> None:
 
 
 def forbidden(asks: Json, node: Json) -> str:
-    return bench.oracle.forbidden(asks, node, demand(asks)[GPU])
+    return bench.oracle.forbidden(asks, node)
 
 
 def require(pod_: Json, *terms: Json) -> Json:
