@@ -160,7 +160,8 @@ def draw_strangers(rng: Rng, nodes: Sequence[Json]) -> list[Json]:
             if name.startswith("nvidia.com/") and int(count)
         ]
         exact = node["metadata"]["labels"].get("tessera.dev/mode") == "exact"
-        if offered and rng.random() < (0.15 if exact else 0.3):
+        often = 0.15 if exact else 0.9 if len(offered) > 1 else 0.3
+        if offered and rng.random() < often:
             requests[GPU if exact else str(rng.choice(offered))] = "1"
         pod = pod_object(f"stranger-{node['metadata']['name']}", requests=requests, scheduler="default-scheduler")
         pod["spec"]["nodeName"] = node["metadata"]["name"]
