@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from . import ledger
+from .api import DEFAULT
 
 app = typer.Typer(
     name="tessera", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="GPUs for pods."
 )
 app.add_typer(ledger.app)
+
+Url = Annotated[str, typer.Option("--api", help="URL of Tessera's API.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 
 
 @app.callback()
@@ -72,3 +76,45 @@ def demo(
     from .demo import Options, run  # noqa: PLC0415 - keeps `tessera --help` fast
 
     run(Options(headless=headless, json=json, seed=seed, duration_s=duration, nodes=nodes, keep=keep))
+
+
+@app.command("nodes")
+def list_nodes(*, api: Url = DEFAULT, json: AsJson = False) -> None:
+    """List nodes with what is free of them."""
+    from .nodes import nodes  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    nodes(api, as_json=json)
+
+
+@app.command("gpus")
+def list_gpus(*, api: Url = DEFAULT, json: AsJson = False) -> None:
+    """List GPUs with their use and health."""
+    from .nodes import gpus  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    gpus(api, as_json=json)
+
+
+@app.command("top")
+def show_top(
+    *,
+    api: Url = DEFAULT,
+    once: Annotated[bool, typer.Option("--once", help="Print once; also without a terminal.")] = False,
+) -> None:
+    """Show the cluster on one screen."""
+    from .top import top  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    top(api, once=once)
+
+
+@app.command("why")
+def explain_pod(
+    pod: Annotated[str, typer.Argument(help="Name of the pod.")],
+    *,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "default",
+    api: Url = DEFAULT,
+    json: AsJson = False,
+) -> None:
+    """Say why a pod waits; exit 0 = it runs, 2 = wait, 3 = change the pod, 4 = for an administrator, 1 = error."""
+    from .why import why  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    why(pod, namespace, api, as_json=json)

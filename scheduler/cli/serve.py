@@ -68,6 +68,9 @@ def run(options: Options) -> None:
     """Serve until SIGTERM or SIGINT. Raises typer.Exit or TesseraError."""
     if sum((options.kubeconfig is not None, options.in_cluster, options.embedded is not None)) != 1:
         raise typer.BadParameter("name exactly one of --kubeconfig FILE, --in-cluster and --embedded DIR")
+    if options.tls() is None:
+        loopback(options.extender, "--extender", "or name the three TLS files, which let it listen anywhere")
+    loopback(options.api, "--api")
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 - optional, extra [fast]
 
@@ -88,11 +91,7 @@ async def _serve(options: Options) -> None:
     logs.configure(settings.log.level, settings.log.format)
     for name in settings.without_effect():
         log.warning("config.no_effect_yet", key=name)
-    files = options.tls()
-    tls = RotatingContext.of(files) if files else None
-    if tls is None:
-        loopback(options.extender, "--extender", "or name the three TLS files, which let it listen anywhere")
-    loopback(options.api, "--api")
+    tls = RotatingContext.of(files) if (files := options.tls()) else None
     clock = RealClock()
     store = Store.open(options.db or f"sqlite:///{state_folder() / 'ledger.db'}")
     try:

@@ -31,6 +31,7 @@ def api_app(views: Views) -> web.Application:
     app.router.add_get("/api/v1/gpus", views.gpus)
     app.router.add_get("/api/v1/requests", views.requests)
     app.router.add_get("/api/v1/requests/{id}", views.request)
+    app.router.add_get("/api/v1/requests/{id}/explanation", views.explanation)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
     return app

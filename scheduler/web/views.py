@@ -15,13 +15,13 @@ from aiohttp import web
 from policies.columns import Health, Mode, Use
 from scheduler.desk import Desk
 from scheduler.metrics import Metrics
-from scheduler.model.reservation import Row, State
+from scheduler.model.reservation import Row
 
+from .explanation import SHOWN, explanation
 from .problems import problem
 
 PAGE_MAX = 500
-SHOWN = {State.BINDING: State.RESERVED, State.RECLAIMING: State.RUNNING}
-"""Inner states as people see them."""
+FILTERS = ("state", "queue", "namespace", "name")
 
 
 @dataclass(slots=True)
@@ -63,8 +63,8 @@ class Views:
         return _page(http, keys, self.gpu_view)
 
     async def requests(self, http: web.Request) -> web.Response:
-        """Requests, filtered by state, queue and namespace, oldest first."""
-        wanted = {key: http.query[key] for key in ("state", "queue", "namespace") if key in http.query}
+        """Requests, filtered by state, queue, namespace and name, oldest first."""
+        wanted = {key: http.query[key] for key in FILTERS if key in http.query}
         rows = [row for row in self.desk.book.rows.values() if _matches(row, wanted)]
         rows.sort(key=lambda row: (row.arrival_us, row.id))
         by_key = {f"{row.arrival_us:020}/{row.id}": row for row in rows}
@@ -86,6 +86,13 @@ class Views:
             "asked": {"gpuMilli": row.gpu_milli, "cpuMilli": row.cpu_milli, "memoryMiB": row.memory_mib},
         }
         return _json(view)
+
+    async def explanation(self, http: web.Request) -> web.Response:
+        """Why one Request is where it is."""
+        row = self.desk.book.rows.get(http.match_info["id"])
+        if row is None:
+            return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
+        return _json(explanation(self.desk, row))
 
     def node_view(self, name: str) -> dict[str, Any]:
         """Return one node as people see it."""
@@ -141,12 +148,16 @@ class Views:
             "reason": row.reason,
             "node": row.node or None,
             "workload": row.workload,
-            "links": {"self": f"/api/v1/requests/{row.id}"},
+            "links": {
+                "self": f"/api/v1/requests/{row.id}",
+                "explanation": f"/api/v1/requests/{row.id}/explanation",
+            },
         }
 
 
 def _matches(row: Row, wanted: dict[str, str]) -> bool:
-    shown = {"state": SHOWN.get(row.state, row.state).value, "queue": row.queue, "namespace": row.namespace}
+    state = SHOWN.get(row.state, row.state).value
+    shown = {"state": state, "queue": row.queue, "namespace": row.namespace, "name": row.name}
     return all(shown[key] in value.split(",") for key, value in wanted.items())
 
 
