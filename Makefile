@@ -1,9 +1,10 @@
 # Each target makes its own environment first; all they need is Python 3.11, make and a package index.
 # More arguments: make demo ARGS="--headless --json", make test ARGS="-k lifecycle"
 ARGS ?=
+SEEDS ?= 30
 PYTHON := .venv/bin/python
 
-.PHONY: help env demo test check e2e bench
+.PHONY: help env demo test check e2e bench soak
 
 help:
 	@echo 'make demo   a 64-node cluster fills before your eyes (no cluster, no GPU)'
@@ -11,6 +12,7 @@ help:
 	@echo 'make check  the whole gate, as CI runs it'
 	@echo 'make e2e    the tests against a real kube-apiserver, kube-scheduler and etcd (needs Go and etcd)'
 	@echo 'make bench  1,000 pods on 200 nodes of a real control plane, Tessera killed ten times'
+	@echo 'make soak   30 small clusters in memory with every kind of ask, each audited (SEEDS=1000 for more)'
 	@echo 'make env    only the environment, in .venv'
 
 env: .venv/.made
@@ -32,3 +34,6 @@ e2e: env
 
 bench: env
 	$(PYTHON) -m bench cluster --nodes 200 --pods 1000 --seed 1 --kills 10 --dump build/bench-cluster --json $(ARGS)
+
+soak: env
+	@$(PYTHON) -m bench soak --seeds $(SEEDS) --json $(ARGS)

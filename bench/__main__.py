@@ -45,6 +45,7 @@ def cluster(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn.")] = 1,
     kills: Annotated[int, typer.Option(min=0, help="SIGKILLs, each while a pod is in flight.")] = 0,
     dump: Annotated[Path | None, typer.Option(help="Folder for what the auditor reads, and logs.")] = None,
+    kinds: Annotated[str, typer.Option(help="Kinds of ask the pods are drawn from.")] = "none,whole,mig,share",
     trace: Annotated[str | None, typer.Option(help="Trace to replay, such as openb:default.")] = None,
     drop_refused: Annotated[bool, typer.Option(help="Delete refused pods (traces).")] = False,
     as_json: AsJson = False,
@@ -63,7 +64,9 @@ def cluster(
     from bench.workload import UnreachableError  # noqa: PLC0415 - as above
 
     with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
-        settings = Settings(nodes=nodes, pods=pods, seed=seed, kills=kills, dump=dump or Path(temporary))
+        settings = Settings(
+            nodes=nodes, pods=pods, seed=seed, kills=kills, dump=dump or Path(temporary), kinds=_kinds(kinds)
+        )
         try:
             report = asyncio.run(run_cluster(settings, _narrator()))
         except UnreachableError as error:
@@ -71,6 +74,24 @@ def cluster(
         except (BenchError, UnavailableError) as error:
             report = {"seed": seed, "ok": False, "error": str(error)}
     _finish(report, as_json=as_json)
+
+
+@app.command()
+def soak(
+    *,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 30,
+    first: Annotated[int, typer.Option(min=0, help="The first of them.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each cluster.")] = 8,
+    pods: Annotated[int, typer.Option(min=1, help="Pods of each cluster.")] = 48,
+    kinds: Annotated[str, typer.Option(help="Kinds of ask the pods are drawn from.")] = "none,whole,mig,share",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Run the mix of `cluster` on many small clusters in memory, and audit each."""
+    from bench import soak as soaking  # noqa: PLC0415 - as in cluster
+
+    size = soaking.Size(nodes=nodes, pods=pods, kinds=_kinds(kinds))
+    _finish(soaking.soak(range(first, first + seeds), size, _narrator(), jobs=jobs), as_json=as_json)
 
 
 @app.command()
@@ -87,6 +108,16 @@ def audit(
     except (OSError, ValueError, LookupError, TypeError) as error:
         report = {"seed": None, "ok": False, "error": f"the dump cannot be read: {error!r}"}
     _finish(report, as_json=as_json)
+
+
+def _kinds(written: str) -> tuple[str, ...]:
+    """Return kinds of ask from a comma list."""
+    from bench.workload import KINDS_OF_ASK  # noqa: PLC0415 - usage errors need no numpy
+
+    kinds = tuple(dict.fromkeys(written.split(",")))
+    if not set(kinds) <= set(KINDS_OF_ASK) or not set(kinds) & {"none", "whole"}:
+        _refuse(f"--kinds is a list of {','.join(KINDS_OF_ASK)}, with none or whole among them; not {written}.")
+    return kinds
 
 
 def _narrator() -> Callable[[str], None]:
