@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ from scheduler.decision import explain
 from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
 from scheduler.decision.intents import Intents
 from scheduler.decision.pipeline import Policies, Verdict, judge
-from scheduler.decision.placing import Containers, DoesNotFit, place
+from scheduler.decision.placing import Containers, DoesNotFit, judge_row, place
+from scheduler.decision.shortlist import best_of
 from scheduler.intake.allocation import write_allocation
 from scheduler.inventory.asks import Asks
 from scheduler.inventory.registry import Registry, Source, booking
@@ -40,6 +42,13 @@ class Answer:
 
     names: list[str]
     reason: str = ""
+
+
+def scored(best: Sequence[str], offered: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the offered names with scores 0..10: 10 for the first of `best` alone, 0 for those not in it."""
+    last = max(len(best) - 1, 1)
+    scores = {name: 9 * (last - place_) // last if place_ else 10 for place_, name in enumerate(best)}
+    return [(name, scores.get(name, 0)) for name in offered]
 
 
 @dataclass(slots=True)
@@ -88,43 +97,43 @@ class Desk:
             return Answer([], known)
         rows = self.rows(pod.uid, offered)
         with self._without_own_intent(pod.uid):
-            return self._filter_one(pod, int(rows[0])) if len(rows) == 1 else self._filter_many(pod, rows)
+            best = self._best_of(pod, rows, self.count)
+            if not best.size:
+                return self._refusal(pod, rows)
+            names = [self.registry.columns.names[row] for row in best.tolist()]
+            self.intend(pod, int(best[0]), named=names)
+        return Answer(names)
 
-    def _filter_many(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
+    def _best_of(self, pod: Pod, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
+        """Return the best of these nodes, best first, without a look at the others."""
+        ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
+        return best_of(snapshot, rows, ask, self.mix, self.policies, masks=FILTER_MASKS, count=count)
+
+    def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
+        """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
+        if len(rows) == 1:
+            ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
+            return Answer([], judge_row(snapshot, int(rows[0]), ask, self.mix, self.policies, masks=FILTER_MASKS))
         verdict = self._judge(pod, FILTER_MASKS)
-        best = verdict.best(rows, self.count)
-        if not best.size:
-            reason = verdict.headline(rows)
-            if not verdict.passes.any():
-                self._refuse(pod, reason)
-            return Answer([], reason)
-        self.intend(pod, int(best[0]), self._record(verdict, int(best[0]), rows))
-        return Answer([self.registry.columns.names[row] for row in best])
-
-    def _filter_one(self, pod: Pod, row: int) -> Answer:
-        """Judge the one node that is offered, exactly, without a look at the others."""
-        ask = self.asks.ask(pod.request, everywhere=True)
-        alone = replace(ask, allowed=ask.allowed[:1])
-        here = self.registry.snapshot().take(slice(row, row + 1))
-        verdict = judge(here, alone, self.mix, self.policies, masks=FILTER_MASKS)
-        if reason := verdict.headline():
-            return Answer([], reason)
-        name = self.registry.columns.names[row]
-        self.intend(pod, row, explain.record(verdict, 0, [name], self.registry.generation))
-        return Answer([name])
+        reason = verdict.headline(rows)
+        if not verdict.passes.any():
+            self._refuse(pod, reason)
+        return Answer([], reason)
 
     def prioritize(self, pod: Pod, offered: Sequence[str]) -> list[tuple[str, int]]:
         """Score the offered nodes 0..10; only the best one gets 10, so that kube-scheduler's ties cannot undo it."""
-        own, intent = self.registry.held(pod.uid), self.intents.get(pod.uid)
+        if not offered:
+            return []
+        intent = self.intents.get(pod.uid)
+        if intent is not None and set(offered) <= set(intent.named):
+            return scored(intent.named, offered)
+        own = self.registry.held(pod.uid)
         with self._without_own_intent(pod.uid):
-            best = self._judge(pod, FILTER_MASKS).best(self.rows(pod.uid, offered), len(offered))
+            best = self._best_of(pod, self.rows(pod.uid, offered), len(offered))
             if own is not None and intent is not None:
-                self.intents.note(pod.uid, intent.node, self.clock.monotonic())
+                self.intents.note(pod.uid, intent.node, self.clock.monotonic(), intent.named)
                 self.registry.say(pod.uid, Source.INTENDED, own)
-        last = max(len(best) - 1, 1)
-        names = self.registry.columns.names
-        scores = {names[row]: 9 * (last - place_) // last if place_ else 10 for place_, row in enumerate(best)}
-        return [(name, scores.get(name, 0)) for name in offered]
+        return scored([self.registry.columns.names[row] for row in best.tolist()], offered)
 
     def claim(self, pod: Pod, name: str) -> tuple[Change, ...]:
         """Take devices for a pod on one node in memory, and return the changes to commit.
@@ -155,14 +164,22 @@ class Desk:
 
     # intents
 
-    def intend(self, pod: Pod, row: int, record: str) -> None:
-        """Note, in memory and for 15 s, that this pod will take this node, and why (the decision record)."""
+    def intend(self, pod: Pod, row: int, record: str = "", named: Sequence[str] = ()) -> None:
+        """Note, in memory and for 15 s, that this pod will take this node.
+
+        Args:
+            pod: who.
+            row: the node's.
+            record: the decision record, where it cannot be written as well when the node is claimed.
+            named: the nodes of the answer, best first.
+        """
         name = self.registry.columns.names[row]
         containers = self._containers(pod, self.registry.nodes[name], row)
         allocation = Allocation(pod.uid, 0, 0, name, "", containers)
-        self.intents.note(pod.uid, name, self.clock.monotonic())
+        self.intents.note(pod.uid, name, self.clock.monotonic(), tuple(named))
         self.registry.say(pod.uid, Source.INTENDED, booking(pod, name, allocation))
-        self.records[pod.uid] = record
+        if record:
+            self.records[pod.uid] = record
 
     def drop_intent(self, uid: str) -> None:
         """Forget an intent, if there is one."""
@@ -178,8 +195,8 @@ class Desk:
         yield
         if self.registry.held(uid) == own:
             self.registry.freed = freed
-        if record is not None and self.intents.get(uid) is not None:
-            self.records.setdefault(uid, record)
+            if record is not None:
+                self.records.setdefault(uid, record)
 
     def lapse(self) -> None:
         """Forget intents that are past their time; their nodes are left out for these pods for a while."""
@@ -216,8 +233,9 @@ class Desk:
         """Return the rows of the offered nodes that are known and not left out for this pod."""
         rows = self.registry.columns.rows
         excluded = self.intents.excluded(uid, self.clock.monotonic())
-        known = (rows[name] for name in offered if name in rows and name not in excluded)
-        return np.fromiter(known, np.intp)
+        names = [name for name in offered if name not in excluded] if excluded else offered
+        found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
+        return found[found >= 0] if found.min(initial=0) < 0 else found
 
     def template(self, pod: Pod) -> Row:
         """Return the row a Request starts its life with."""
@@ -280,8 +298,8 @@ class Desk:
         mode = "exact" if node.mode is Mode.EXACT else "observed"
         return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row))
 
-    def _record(self, verdict: Verdict, row: int, rows: npt.NDArray[np.intp] | None = None) -> str:
-        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation, rows=rows)
+    def _record(self, verdict: Verdict, row: int) -> str:
+        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation)
 
     def _changes(self, pod: Pod, allocation: Allocation, record: str) -> tuple[Change, ...]:
         now_us = self.clock.wall_us()

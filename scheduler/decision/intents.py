@@ -15,11 +15,12 @@ INTENTS_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One pod is expected on one node until `until_s` on the monotonic clock."""
+    """One pod is expected on one node until `until_s` on the monotonic clock; `named` is the answer, best first."""
 
     uid: str
     node: str
     until_s: float
+    named: tuple[str, ...] = ()
 
 
 class Intents:
@@ -38,13 +39,13 @@ class Intents:
         """Return the pod's intent; it counts until it is dropped or lapses."""
         return self._intents.get(uid)
 
-    def note(self, uid: str, node: str, now_s: float) -> None:
+    def note(self, uid: str, node: str, now_s: float, named: tuple[str, ...] = ()) -> None:
         """Note where a pod is expected for the next 15 s, in place of any former note.
 
         `now_s` is monotonic time and never goes back between calls.
         """
         self._intents.pop(uid, None)
-        self._intents[uid] = Intent(uid, node, now_s + TTL_S)
+        self._intents[uid] = Intent(uid, node, now_s + TTL_S, named)
 
     def drop(self, uid: str) -> Intent | None:
         """Forget the pod's intent, because it was bound, refused or is gone; return what there was."""

@@ -1,7 +1,7 @@
 """One decision: an ask meets a snapshot; masks say where it fits, scores where it fits best.
 
-Invariant: a Verdict computes a score when it is first asked for it, so it speaks for its snapshot only until the
-columns change; whoever works on live columns uses it up before changing them.
+Invariant: a Verdict computes scores and reasons when they are first asked for, so it speaks for its snapshot only until
+the columns change; whoever works on live columns uses it up before changing them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class Verdict:
     Attributes:
         masks: those that were applied, in order.
         passes: ``[N]`` True where all masks pass.
-        failed: ``[N]`` int8 index into `masks` of the first failing one, -1 where none fails.
     """
 
     snapshot: Snapshot
@@ -37,8 +36,22 @@ class Verdict:
     policies: Policies
     masks: tuple[str, ...]
     passes: BoolArray
-    failed: npt.NDArray[np.int8]
+    _found: tuple[BoolArray, ...]  # by mask
+    _failed: list[npt.NDArray[np.int8]] = field(default_factory=list)
     _scores: dict[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> npt.NDArray[np.int8]:
+        """``[N]`` int8 index into `masks` of the first failing one, -1 where none fails."""
+        if not self._failed:
+            so_far = np.ones_like(self.passes)
+            failed = np.zeros(so_far.shape, np.int8)  # counts masks passed in a row, which is that index
+            for found in self._found:
+                so_far &= found
+                failed += so_far.view(np.int8)
+            failed -= self.passes.view(np.int8) * np.int8(len(self.masks) + 1)
+            self._failed.append(failed)
+        return self._failed[0]
 
     def score(self, name: str) -> FloatArray:
         """Return what one score says of every node; `[N]` 0..1, meaningful where the node passes."""
@@ -81,10 +94,8 @@ class Verdict:
 def judge(snapshot: Snapshot, ask: Ask, mix: Mix, policies: Policies, masks: Collection[str] = TURN_MASKS) -> Verdict:
     """Judge an ask on every node with those of the policies' masks that are in `masks`."""
     names = tuple(name for name in policies.masks if name in masks)
+    found = tuple(MASKS[name](snapshot, ask, mix) for name in names)
     passes = np.ones(snapshot.nodes, np.bool_)
-    failed = np.zeros(snapshot.nodes, np.int8)  # counts masks passed in a row, which is the index of the first failing
-    for name in names:
-        passes &= MASKS[name](snapshot, ask, mix)
-        failed += passes.view(np.int8)
-    failed -= passes.view(np.int8) * np.int8(len(names) + 1)
-    return Verdict(snapshot, ask, mix, policies, names, passes, failed)
+    for mask in found:
+        passes &= mask
+    return Verdict(snapshot, ask, mix, policies, names, passes, found)
