@@ -14,6 +14,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .placements import NO_OFFER, Offer
+
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 I64: TypeAlias = npt.NDArray[np.int64]
 I32: TypeAlias = npt.NDArray[np.int32]
@@ -69,9 +71,11 @@ class Snapshot:
     whole_gpus: BoolArray  # nvidia.com/gpu is a whole GPU here (no replicas, no -SHARED, MIG strategy not single)
     gpus_free: I64  # tokens of nvidia.com/gpu left
     gpus_total: I64
+    shares_free: I64  # tokens of tessera.dev/share left
     foreign: BoolArray  # exact node on which somebody holds a device nobody has named: no device asks
     # per profile or resource and node
-    slices_free: I64  # [P, N] static MIG slices (observed nodes)
+    slices_free: I64  # [P, N] tokens of nvidia.com/mig-* left: the slices themselves on observed nodes
+    slices_total: I64
     extended_free: I64  # [E, N] other extended resources
     # per device, [D, N]
     exists: BoolArray
@@ -82,7 +86,8 @@ class Snapshot:
     mig_mode: BoolArray  # a fact: MIG mode is on
     use: U8  # Use
     occupancy: BitsArray  # taken memory slices; missing slices and padding set
-    family: I16  # row of the placement tables, -1 = no MIG
+    family: I16  # code of the MIG geometry, -1 = none
+    mig_row: BitsArray  # row of an Offer: model, occupancy and media engines in one; 0 = takes no instance
     health: U8  # Health
     numa: I8  # -1 unknown
     link_group: I16  # devices of one group share NVLink; -1 unknown
@@ -98,12 +103,8 @@ class Snapshot:
         n, d = self.schedulable.shape[0], self.exists.shape[0]
         for field in fields(self):
             array: npt.NDArray[np.generic] = getattr(self, field.name)
-            wanted: tuple[int, ...] = (n,)
-            if field.name in DEVICE_COLUMNS:
-                wanted = (d, n)
-            elif field.name in STACKED_COLUMNS:
-                wanted = (array.shape[0], n)
-            if array.shape != wanted:
+            lead = array.shape[:1] if field.name in STACKED_COLUMNS else (d,) * (field.name in DEVICE_COLUMNS)
+            if array.shape != (wanted := (*lead, n)):
                 raise ValueError(f"column {field.name}: shape {array.shape}, expected {wanted}")
             if array.dtype != COLUMN_DTYPES[field.name]:
                 raise ValueError(f"column {field.name}: {array.dtype}, expected {COLUMN_DTYPES[field.name]}")
@@ -131,8 +132,7 @@ class Snapshot:
         taken = object.__new__(Snapshot)  # nothing to check again: rows of checked columns
         for name in COLUMN_DTYPES:
             column = getattr(self, name)[..., rows]
-            if column.flags.writeable:
-                column.flags.writeable = False
+            column.flags.writeable = False
             object.__setattr__(taken, name, column)
         return taken
 
@@ -140,9 +140,8 @@ class Snapshot:
 _CODES = "BoolArray=? BitsArray=u2 FloatArray=f4 I64=i8 I32=i4 I16=i2 I8=i1 U8=u1"
 _DTYPES = dict(code.split("=") for code in _CODES.split())
 COLUMN_DTYPES: dict[str, np.dtype[np.generic]] = {f.name: np.dtype(_DTYPES[str(f.type)]) for f in fields(Snapshot)}
-STACKED_COLUMNS = frozenset({"slices_free", "extended_free"})
-DEVICE_COLUMNS = frozenset(list(COLUMN_DTYPES)[list(COLUMN_DTYPES).index("exists") :])
-"""`[D, N]`: `exists` and every column declared after it."""
+STACKED_COLUMNS = frozenset({"slices_free", "slices_total", "extended_free"})
+DEVICE_COLUMNS = frozenset(list(COLUMN_DTYPES)[list(COLUMN_DTYPES).index("exists") :])  # [D, N]: from `exists` on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,9 +161,11 @@ class Ask:
     models: BoolArray  # [M]
     allowed: BoolArray  # [N]
     init_only: bool = False  # only an ordinary init container asks for devices
-    device_milli: int = 1000  # per device, 1..1000
-    device_mib: int = 0  # per device, 0 = all of it
-    profile: int = -1  # row of slices_free and of the placement tables; -1 = no MIG
+    device_milli: int = 1000  # per share, 1..1000; 0 = what device_mib is of the device
+    device_mib: int = 0  # per share; 0 = what device_milli is of the device
+    parts: tuple[int, ...] = ()  # shares per container, each on different devices; empty = one of `count`
+    profile: int = -1  # row of slices_free; -1 = no MIG
+    offer: Offer = NO_OFFER  # where its MIG instances fit, by mig_row
     linked: bool = False  # wants devices of one link group
     priority: int = 0
     queue: int = 0

@@ -26,19 +26,16 @@ def allowed(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     return ask.allowed
 
 
-def mig_profile(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
-    """Pass every ask but one for MIG slices, which no policy places: refused everywhere rather than guessed; `[N]`."""
-    return np.full(snapshot.nodes, ask.kind != Kind.MIG)
-
-
 def whole_gpu_kind(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
-    """Pass nodes whose `nvidia.com/gpu` is a whole GPU to whole asks, and no node to asks for shares.
+    """Pass nodes whose `nvidia.com/gpu` is a whole GPU to whole asks, and exact nodes alone to asks for shares.
 
     Returns:
         ``[N]``; on exact nodes a device is always whole, and asks without devices or for MIG slices all pass.
     """
+    if ask.kind == Kind.SHARE:
+        return np.asarray(snapshot.mode == EXACT, np.bool_)
     if ask.kind != Kind.WHOLE:
-        return np.full(snapshot.nodes, ask.kind != Kind.SHARE)
+        return np.ones(snapshot.nodes, np.bool_)
     return np.asarray(snapshot.whole_gpus | (snapshot.mode == EXACT), np.bool_)
 
 
@@ -59,16 +56,18 @@ def model_fit(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
 
 
 def gpu_count(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
-    """Pass nodes big enough for the whole GPUs asked, taken or not.
+    """Pass nodes big enough for the devices asked, taken or not.
 
     Returns:
-        ``[N]``; exact nodes count devices of an allowed model out of MIG mode, and every node counts its tokens.
+        ``[N]``; exact nodes count devices of an allowed model, in MIG mode for MIG instances (as many as fit on the
+        empty device) and out of it for all else; nodes also count their tokens, where they have tokens of the kind.
     """
-    if ask.kind != Kind.WHOLE:
+    if ask.kind == Kind.NONE:
         return np.ones(snapshot.nodes, np.bool_)
-    fits = _per_node(_usable(snapshot, ask, snapshot.mig_mode.view(np.uint8))) >= ask.count
+    fits = _room(snapshot, ask, _other_mode(snapshot, ask)) >= _least(ask)
     fits |= snapshot.mode != EXACT
-    fits &= snapshot.gpus_total >= ask.count
+    if ask.kind != Kind.SHARE:
+        fits &= (snapshot.gpus_total if ask.kind == Kind.WHOLE else snapshot.slices_total[ask.profile]) >= ask.count
     return fits
 
 
@@ -87,26 +86,30 @@ def named_devices(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
 
 
 def healthy(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
-    """Pass nodes with enough healthy devices for a whole ask, taken or not.
+    """Pass nodes with enough healthy devices for the ask, taken or not.
 
     Returns:
         ``[N]``; exact nodes need as many as asked, observed nodes one, since there their tokens count the rest.
     """
-    if ask.kind != Kind.WHOLE:
+    if ask.kind == Kind.NONE:
         return np.ones(snapshot.nodes, np.bool_)
-    sound = _per_node(_usable(snapshot, ask, snapshot.health | snapshot.mig_mode.view(np.uint8)))
-    fits = sound >= ask.count
+    sound = _room(snapshot, ask, snapshot.health | _other_mode(snapshot, ask))
+    fits = sound >= _least(ask)
+    if ask.kind == Kind.MIG:  # whether the device of a slice that is cut already is in MIG mode, nobody says
+        sound = _per_node(usable(snapshot, ask, snapshot.health))
     fits |= (snapshot.mode != EXACT) & (sound > 0)
     return fits
 
 
 def devices_free(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
-    """Pass nodes where a whole ask finds its GPUs free.
+    """Pass nodes where a whole ask finds its GPUs free, and an ask for shares its tokens.
 
     Returns:
         ``[N]``; every node needs the tokens, exact nodes also devices that are free, healthy, of an allowed model
         and out of MIG mode.
     """
+    if ask.kind == Kind.SHARE:
+        return np.asarray(snapshot.shares_free >= ask.count, np.bool_)
     if ask.kind != Kind.WHOLE:
         return np.ones(snapshot.nodes, np.bool_)
     fits = _per_node(free_devices(snapshot, ask)) >= ask.count
@@ -137,15 +140,34 @@ def free_devices(snapshot: Snapshot, ask: Ask) -> BoolArray:
     """Return `[D, N]`: devices a whole ask may be given on exact nodes (there, free, healthy, allowed, no MIG mode)."""
     taken = snapshot.health | snapshot.use
     taken |= snapshot.mig_mode.view(np.uint8)
-    return _usable(snapshot, ask, taken)
+    return usable(snapshot, ask, taken)
 
 
-def _usable(snapshot: Snapshot, ask: Ask, blocked: npt.NDArray[np.uint8]) -> BoolArray:
+def usable(snapshot: Snapshot, ask: Ask, blocked: npt.NDArray[np.uint8]) -> BoolArray:
     """Return `[D, N]`: devices of an allowed model that exist and whose `blocked` is 0."""
     usable = snapshot.exists.view(np.uint8) > blocked
     if not ask.models.all():
         usable &= _of_model(snapshot, ask)
     return usable
+
+
+def _least(ask: Ask) -> int:
+    """Return how many devices (or MIG instances) an ask needs at least: containers may meet on a shared device."""
+    return max(ask.parts, default=ask.count) if ask.kind == Kind.SHARE else ask.count
+
+
+def _other_mode(snapshot: Snapshot, ask: Ask) -> npt.NDArray[np.uint8]:
+    """Return `[D, N]`: 1 where the device's MIG mode is not the one that the ask needs."""
+    mode = snapshot.mig_mode.view(np.uint8)
+    return mode ^ np.uint8(1) if ask.kind == Kind.MIG else mode
+
+
+def _room(snapshot: Snapshot, ask: Ask, blocked: npt.NDArray[np.uint8]) -> npt.NDArray[np.unsignedinteger]:
+    """Count per node the devices (or MIG instances they take when empty) that are not `blocked`; `[N]`."""
+    devices = usable(snapshot, ask, blocked)
+    if ask.kind != Kind.MIG:
+        return _per_node(devices)
+    return np.asarray(np.add.reduce(ask.offer.slots.take(snapshot.model) * devices, axis=0, dtype=np.uint32))
 
 
 def _per_node(devices: BoolArray) -> npt.NDArray[np.uint8]:

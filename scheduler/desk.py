@@ -22,6 +22,7 @@ from scheduler.decision.intents import Intents
 from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.decision.placing import Containers, DoesNotFit, judge_row, place
 from scheduler.decision.shortlist import best_of
+from scheduler.geometry import placements
 from scheduler.intake.allocation import write_allocation
 from scheduler.inventory.asks import Asks
 from scheduler.inventory.registry import Registry, Source, booking
@@ -66,7 +67,7 @@ class Desk:
     fence: int = 0
     count: int = 1
     reserve_s: float = 120.0
-    registry: Registry = field(default_factory=Registry)
+    registry: Registry = field(default_factory=lambda: Registry(placements()))
     book: Book = field(default_factory=Book)
     intents: Intents = field(default_factory=Intents)
     asks: Asks = field(init=False)

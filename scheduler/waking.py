@@ -130,4 +130,6 @@ def _shape(pod: Pod) -> tuple[object, ...]:
     request = pod.request
     devices: DeviceAsk = request.devices
     selection: Selection = request.selection
-    return request.amounts, devices.kind, devices.count, devices.models, devices.profile, devices.init_only, selection
+    size = devices.kind, devices.count, devices.profile, devices.memory_mib, devices.milli
+    parts = tuple((each.role, each.count) for each in devices.containers)
+    return request.amounts, size, parts, devices.models, devices.init_only, selection

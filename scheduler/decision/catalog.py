@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from policies import fit, packing
+from policies import fit, mig, packing, sharing
 from policies.columns import Ask, BoolArray, FloatArray, Mix, Snapshot
 
 Mask: TypeAlias = Callable[[Snapshot, Ask, Mix], BoolArray]
@@ -20,14 +20,19 @@ Tier: TypeAlias = tuple[tuple[str, float], ...]
 MASKS: dict[str, Mask] = {
     "in-service": fit.in_service,
     "allowed": fit.allowed,
-    "mig-profile": fit.mig_profile,
+    "mig-profile": mig.profile_there,
     "whole-gpu-kind": fit.whole_gpu_kind,
     "init-only": fit.init_only,
     "model": fit.model_fit,
+    "mig-mode": mig.mode_on,
     "gpu-count": fit.gpu_count,
+    "share-size": sharing.share_size,
     "host-size": fit.host_size,
     "named-devices": fit.named_devices,
     "healthy": fit.healthy,
+    "slice-fit": mig.slice_fit,
+    "share-memory": sharing.memory_free,
+    "share-fit": sharing.share_fit,
     "devices-free": fit.devices_free,
     "cpu-memory": fit.cpu_memory,
 }
@@ -35,14 +40,19 @@ MASKS: dict[str, Mask] = {
 REASONS: dict[str, str] = {
     "in-service": "InventoryStale",
     "allowed": "NoMatchingNode",
-    "mig-profile": "MigProfileUnplaceable",
+    "mig-profile": "NoSuchMigProfile",
     "whole-gpu-kind": "SharingNotAllowed",
     "init-only": "InvalidRequest",
     "model": "GpuModelMismatch",
+    "mig-mode": "MigModeOff",
     "gpu-count": "ExceedsNodeSize",
+    "share-size": "ExceedsGpuMemory",
     "host-size": "ExceedsNodeSize",
     "named-devices": "InventoryStale",
     "healthy": "GpuUnhealthy",
+    "slice-fit": "MigProfileUnplaceable",
+    "share-memory": "GpuMemoryShort",
+    "share-fit": "GpuCoreShort",
     "devices-free": "GpusBusy",
     "cpu-memory": "WaitingForCapacity",
 }
@@ -53,6 +63,8 @@ SCORES: dict[str, Score] = {
     "fill-host": packing.fill_host,
     "keep-scarce": packing.keep_scarce,
     "spread": packing.spread,
+    "least-loss": mig.least_loss,
+    "fill-tightest": sharing.fill_tightest,
 }
 
 DEFAULT_MASKS = TURN_MASKS = tuple(MASKS)
@@ -61,7 +73,14 @@ DEFAULT_MASKS = TURN_MASKS = tuple(MASKS)
 FILTER_MASKS = tuple(name for name in MASKS if name not in {"allowed", "host-size", "cpu-memory"})
 """What /filter judges: kube-scheduler has just judged place, cpu and memory itself, on a fresher view."""
 
-DEFAULT_TIERS: tuple[Tier, ...] = ((("keep-scarce", 1.0),), (("fill-gpus", 1.0),), (("fill-host", 1.0),))
+DEFAULT_TIERS: tuple[Tier, ...] = (
+    (("keep-scarce", 1.0),),
+    (("least-loss", 1.0),),
+    (("fill-tightest", 1.0),),
+    (("fill-gpus", 1.0),),
+    (("fill-host", 1.0),),
+)
+"""Of the second and the third at most one prefers anything: the one for the kind that is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-import numpy as np
-
-from policies import fit
 from policies.columns import Ask, Kind, Mix, Mode, Snapshot, empty_mix
 from scheduler.errors import TesseraError
 from scheduler.model.allocation import Grant
@@ -19,9 +16,11 @@ from scheduler.model.node import Node
 from scheduler.model.pod import ContainerAsk, Request
 
 from .catalog import FILTER_MASKS, TURN_MASKS, Policies
+from .choosing import choose
 from .pipeline import judge
 
 Containers = tuple[tuple[str, tuple[Grant, ...]], ...]
+_KINDS = {Kind.WHOLE: "whole", Kind.MIG: "mig", Kind.SHARE: "share"}
 
 
 class DoesNotFit(TesseraError):  # noqa: N818 - an expected answer, named after what it says
@@ -78,18 +77,9 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
     extra = _beyond(asks, own)
     assert own + max(extra.values(), default=0) == ask.count, "the ask and its containers disagree"
     if snapshot.mode[row] != Mode.EXACT:
-        return _counts(asks, extra)
-    devices = _choose(snapshot, row, ask)
-    grants = [
-        Grant(kind="whole", dev=dev, uuid=node.devices[dev].uuid if dev < len(node.devices) else "") for dev in devices
-    ]
+        return _counts(asks, extra, Grant(kind=_KINDS[ask.kind], profile=request.devices.profile))
+    grants = choose(snapshot.take(slice(row, row + 1)), ask, node=node, profile=request.devices.profile)
     return _hand_out(asks, extra, grants[:own], grants[own:])
-
-
-def totals(containers: Containers) -> int:
-    """Return how many devices these containers hold together, each counted once."""
-    grants = [grant for _, part in containers for grant in part]
-    return len({grant.dev for grant in grants if grant.dev >= 0}) + sum(g.count for g in grants if g.dev < 0)
 
 
 def _beyond(asks: tuple[ContainerAsk, ...], own: int) -> dict[str, int]:
@@ -104,7 +94,7 @@ def _beyond(asks: tuple[ContainerAsk, ...], own: int) -> dict[str, int]:
     return beyond
 
 
-def _counts(asks: tuple[ContainerAsk, ...], extra: dict[str, int]) -> Containers:
+def _counts(asks: tuple[ContainerAsk, ...], extra: dict[str, int], one: Grant) -> Containers:
     """Observed nodes: numbers only, which add up to the whole request."""
     counted = 0
     containers: list[tuple[str, tuple[Grant, ...]]] = []
@@ -113,7 +103,7 @@ def _counts(asks: tuple[ContainerAsk, ...], extra: dict[str, int]) -> Containers
         if each.role == "init":
             counted += count
         if count:
-            containers.append((each.name, (Grant(kind="whole", count=count),)))
+            containers.append((each.name, (replace(one, count=count),)))
     return tuple(containers)
 
 
@@ -132,20 +122,3 @@ def _hand_out(
         if part:
             containers.append((each.name, tuple(part)))
     return tuple(containers)
-
-
-def _choose(snapshot: Snapshot, row: int, ask: Ask) -> list[int]:
-    """Choose `ask.count` free devices: of one link group and NUMA node, else of one link group, else the lowest.
-
-    Of the groups that are large enough the smallest is taken, so that large ones stay whole; then the lowest index.
-    """
-    alone = snapshot.take(slice(row, row + 1))
-    free = np.flatnonzero(fit.free_devices(alone, ask)[:, 0]).tolist()
-    link, numa = alone.link_group[:, 0].tolist(), alone.numa[:, 0].tolist()
-    for near in ([(link[dev], numa[dev]) for dev in free], [link[dev] for dev in free]):
-        groups: dict[object, list[int]] = {}
-        for dev, group in zip(free, near, strict=True):
-            groups.setdefault(group, []).append(dev)
-        if enough := [group for group in groups.values() if len(group) >= ask.count]:
-            return min(enough, key=lambda group: (len(group), group[0]))[: ask.count]
-    return free[: ask.count]

@@ -71,8 +71,14 @@ REASONS: dict[str, Reason] = {
         Reason(
             "NoSuchMigProfile",
             "change",
-            "No node offers this MIG profile: ask for another one or for whole GPUs.",
-            "이 MIG 프로파일을 제공하는 노드가 없습니다. 다른 프로파일이나 전체 GPU를 요청하십시오.",
+            "No GPU there has this MIG profile: ask for another one or for whole GPUs.",
+            "해당 GPU에는 이 MIG 프로파일이 없습니다. 다른 프로파일이나 전체 GPU를 요청하십시오.",
+        ),
+        Reason(
+            "ExceedsGpuMemory",
+            "change",
+            "The shares asked are larger than the GPUs: ask for smaller or fewer ones.",
+            "요청한 공유분이 GPU보다 큽니다. 더 작거나 더 적은 공유분을 요청하십시오.",
         ),
         Reason(
             "NoMatchingNode",
@@ -125,9 +131,27 @@ REASONS: dict[str, Reason] = {
         ),
         Reason(
             "MigProfileUnplaceable",
-            "change",
-            "The node cannot take this MIG profile.",
-            "노드가 이 MIG 프로파일을 수용할 수 없습니다.",
+            "wait",
+            "The node has no room for this MIG profile now.",
+            "노드에 현재 이 MIG 프로파일을 배치할 자리가 없습니다.",
+        ),
+        Reason(
+            "GpuMemoryShort",
+            "wait",
+            "Too little memory is free on the GPUs that may be shared.",
+            "공유 가능한 GPU의 남은 메모리가 부족합니다.",
+        ),
+        Reason(
+            "GpuCoreShort",
+            "wait",
+            "Too little compute time is free on the GPUs that may be shared.",
+            "공유 가능한 GPU의 남은 연산 자원이 부족합니다.",
+        ),
+        Reason(
+            "MigModeOff",
+            "admin",
+            "MIG mode is off on the GPUs that have this profile: an administrator must turn it on.",
+            "이 프로파일을 지원하는 GPU의 MIG 모드가 꺼져 있습니다. 관리자가 켜야 합니다.",
         ),
         Reason(
             "SharingNotAllowed",
@@ -148,7 +172,9 @@ OF_REQUEST: dict[str, str] = {
     "GpusBusy": "WaitingForCapacity",
     "ReservedForOther": "WaitingForCapacity",
     "GpuModelMismatch": "NoSuchGpuModel",
-    "MigProfileUnplaceable": "NoSuchMigProfile",
+    "MigProfileUnplaceable": "WaitingForCapacity",
+    "GpuMemoryShort": "WaitingForCapacity",
+    "GpuCoreShort": "WaitingForCapacity",
     "SharingNotAllowed": "NoMatchingNode",
     "GpuUnhealthy": "AllGpusUnhealthy",
 }

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from policies.columns import Ask, BoolArray, Kind
+from policies.placements import NO_OFFER, Offer, Placements
 from scheduler.intake.gpu_model import matches
-from scheduler.model.pod import Request, Selection
+from scheduler.model.pod import DeviceAsk, Request, Selection
 
 from .registry import Registry
 from .selection import admits
@@ -26,7 +28,18 @@ class Asks:
 
     registry: Registry
     _allowed: OrderedDict[Selection, BoolArray] = field(default_factory=OrderedDict)
+    _placements: Placements = field(init=False)
+    _offers: dict[tuple[str, int], Offer] = field(default_factory=dict)
     _models: dict[tuple[tuple[str, ...], int], BoolArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Start with every profile as likely as any other."""
+        self._placements = self.registry.columns.placements
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """From now on place MIG instances for this mix: how often each profile name is asked."""
+        self._placements = self._placements.weighed(weights)
+        self._offers.clear()
 
     def ask(self, request: Request, *, everywhere: bool = False) -> Ask:
         """Return the numbers of a request.
@@ -51,11 +64,24 @@ class Asks:
             models=self.models(devices.models),
             allowed=np.ones(nodes, np.bool_) if everywhere else self.allowed(request.selection),
             init_only=devices.init_only,
-            device_milli=devices.milli or (1000 if devices.kind is Kind.WHOLE else 1),
+            device_milli=devices.milli if devices.kind is Kind.SHARE else 1000,
             device_mib=devices.memory_mib,
+            parts=_parts(devices) if devices.kind is Kind.SHARE else (),
             profile=columns.profiles.find(devices.profile) if devices.kind is Kind.MIG else -1,
+            offer=self._offer(devices.profile) if devices.kind is Kind.MIG else NO_OFFER,
             priority=request.priority,
         )
+
+    def _offer(self, profile: str) -> Offer:
+        """Return where instances of a profile fit, by mig_row and by model code."""
+        names = self.registry.columns.models.names
+        key = (profile, len(names))
+        known = self._offers.get(key)
+        if known is None:
+            if len(self._offers) >= SELECTIONS_MAX:
+                self._offers.clear()
+            known = self._offers[key] = self._placements.offer(profile, [name.partition("|")[0] for name in names])
+        return known
 
     def models(self, wishes: tuple[str, ...]) -> BoolArray:
         """Return `[M]` which models a gpu-model annotation allows; without one all, the unknown model too."""
@@ -92,6 +118,17 @@ class Asks:
         for selection, known in self._allowed.items():
             if row < known.shape[0]:
                 known[row] = admits(selection, node)
+
+
+def _parts(devices: DeviceAsk) -> tuple[int, ...]:
+    """Return the shares of each container, which are on different devices.
+
+    Where an ordinary init container asks too, all of the pod's are: it reuses those of the app containers, and could
+    find two of them on one device.
+    """
+    if any(each.role == "init" for each in devices.containers):
+        return (devices.count,)
+    return tuple(each.count for each in devices.containers)
 
 
 def _wished(wishes: tuple[str, ...], name: str) -> bool:

@@ -14,16 +14,20 @@ from enum import IntEnum
 import numpy as np
 
 from policies.columns import DEVICE_COLUMNS, Mode, Snapshot, Use
-from scheduler import GPU, MIG_PREFIX
+from policies.placements import NO_PLACEMENTS, Placements
+from scheduler import GPU, MIG_PREFIX, SHARE
 from scheduler.intake.resources import profile_of
-from scheduler.model.allocation import Allocation
+from scheduler.model.allocation import Allocation, Grant
 from scheduler.model.node import Node
 from scheduler.model.pod import Amounts, Pod
 
-from .snapshot import Columns
+from .snapshot import NOTHING, TAKEN_COLUMNS, Columns, Taken
 
 BOOKED_MAX = 1 << 50
-AUDITED = ("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "foreign", "use")
+AUDITED = (
+    *("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "shares_free", "foreign"),
+    *TAKEN_COLUMNS,
+)
 
 
 class Source(IntEnum):
@@ -35,6 +39,18 @@ class Source(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A MIG instance (profile, first memory slice, how many) or a share (thousandths, MiB) on one device."""
+
+    slot: int
+    profile: str = ""
+    start: int = 0
+    size: int = 0
+    milli: int = 0
+    mib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Booking:
     """Room taken on one node by one pod."""
 
@@ -42,35 +58,64 @@ class Booking:
     amounts: Amounts
     tokens: tuple[tuple[str, int], ...] = ()
     devices: tuple[tuple[int, Use], ...] = ()  # slots of an exact node
+    parts: tuple[Part, ...] = ()  # what is taken of those that are not taken whole
     named: bool = True  # False: it holds devices, and nobody knows which
 
+
+Containers = tuple[tuple[str, tuple[Grant, ...]], ...]
 
 _USES = {"whole": Use.WHOLE, "share": Use.SHARED, "mig": Use.MIG}
 
 
 def booking(pod: Pod, node: str, allocation: Allocation | None) -> Booking:
     """Return the room a pod takes on a node when it holds this allocation (None = nobody wrote one)."""
+    containers = allocation.containers if allocation is not None and allocation.node == node else ()
     devices: dict[int, Use] = {}
-    if allocation is not None and allocation.node == node:
-        for _, grants in allocation.containers:
-            devices.update({grant.dev: _USES[grant.kind] for grant in grants if grant.dev >= 0})
+    for _, grants in containers:
+        for grant in grants:
+            if grant.dev >= 0:
+                devices[grant.dev] = _both(devices.get(grant.dev, Use.FREE), _USES[grant.kind])
     return Booking(
         node=node,
         amounts=_bounded(pod.request.amounts),
         tokens=pod.tokens,
         devices=tuple(sorted(devices.items())),
+        parts=_parts(pod, containers),
         named=bool(devices) or not pod.tokens,
     )
+
+
+def _parts(pod: Pod, containers: Containers) -> tuple[Part, ...]:
+    """Return instances and shares, each once: ordinary init containers run one after another and share theirs."""
+    init = {each.name for each in pod.request.devices.containers if each.role == "init"}
+    parts = [_part(grant) for name, grants in containers if name not in init for grant in grants if _divides(grant)]
+    beyond = dict.fromkeys(
+        _part(grant) for name, grants in containers if name in init for grant in grants if _divides(grant)
+    )
+    return (*parts, *beyond)
+
+
+def _divides(grant: Grant) -> bool:
+    return grant.dev >= 0 and grant.kind != "whole"
+
+
+def _part(grant: Grant) -> Part:
+    return Part(grant.dev, grant.profile, max(grant.start, 0), grant.size, grant.milli, grant.mib)
+
+
+def _both(one: Use, other: Use) -> Use:
+    """Return what a device is used for that is used for both; two different things at once count as all of it."""
+    return other if one in {Use.FREE, other} else Use.WHOLE
 
 
 class Registry:
     """The inventory. All methods are plain and synchronous; the event loop that calls them owns it."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, placements: Placements = NO_PLACEMENTS) -> None:
+        """Start empty; `placements` knows the models that can be cut into MIG instances."""
         self.nodes: dict[str, Node] = {}
         self.pods: dict[str, Pod] = {}
-        self.columns = Columns()
+        self.columns = Columns(placements)
         self.generation = 0
         self.freed = 0  # grows when something that did not fit might fit now
         self._said: dict[str, dict[Source, Booking]] = {}
@@ -192,6 +237,8 @@ class Registry:
         for resource, count in held.tokens:
             if resource == GPU:
                 put("gpus_free")[row] -= sign * count
+            elif resource == SHARE:
+                put("shares_free")[row] -= sign * count
             elif resource.startswith(MIG_PREFIX):
                 code = self.columns.profiles.find(profile_of(resource))
                 if code:
@@ -200,15 +247,31 @@ class Registry:
     def _retell(self, name: str, row: int) -> None:
         """Write which devices of a node are used, and whether somebody holds one that nobody named."""
         node = self.nodes[name]
-        use = self.columns.column("use")
-        use[: len(node.devices), row] = Use.FREE
+        taken: dict[int, Taken] = {}
         foreign = False
         for held in self._on_node.get(name, {}).values():
-            for slot, kind in held.devices:
-                if slot < len(node.devices):
-                    use[slot, row] = kind
+            for slot, use in held.devices:
+                before = taken.get(slot, NOTHING)
+                taken[slot] = replace(before, use=_both(before.use, use))
+            for part in held.parts:
+                if part.slot < len(node.devices):
+                    taken[part.slot] = self._with(taken[part.slot], part, node.devices[part.slot].model)
             foreign = foreign or (not held.named and node.mode is Mode.EXACT)
+        self.columns.take_devices(row, node, taken)
         self.columns.column("foreign")[row] = foreign
+
+    def _with(self, taken: Taken, part: Part, model: str) -> Taken:
+        """Return what is taken of a device with one part more; of an instance not in the geometry, every engine."""
+        if not part.size:
+            return replace(taken, mib=taken.mib + part.mib, milli=taken.milli + part.milli)
+        shape, every = self.columns.placements.shape(model, part.profile), self.columns.placements.engines(model)
+        used = taken.engines or (0,) * len(every)
+        more = shape.engines if shape is not None and shape.size == part.size else every
+        return replace(
+            taken,
+            occupancy=taken.occupancy | ((1 << part.size) - 1) << part.start,
+            engines=tuple(one + other for one, other in zip(used, more, strict=True)),
+        )
 
     def _touch(self, row: int) -> None:
         self.generation += 1
@@ -216,7 +279,7 @@ class Registry:
 
     def rebuilt(self, name: str) -> Registry:
         """Return a registry of this node alone, made anew from its bookings: its columns must equal those here."""
-        fresh = Registry()
+        fresh = Registry(self.columns.placements)
         fresh.put_node(self.nodes[name])
         for uid, held in self._on_node.get(name, {}).items():
             fresh.say(uid, Source.OBSERVED, held)
@@ -228,9 +291,11 @@ class Registry:
 
         def told(registry: Registry, column: str) -> object:
             values = getattr(registry.snapshot(), column)[..., registry.columns.rows[name]]
+            if column == "slices_free":
+                values = values[[registry.columns.profiles.find(profile) for profile, _ in self.nodes[name].slices]]
             return values[:slots].tolist() if column in DEVICE_COLUMNS else values.tolist()
 
-        return [column for column in AUDITED if told(self, column) != told(twin, column)]
+        return [column for column in (*AUDITED, "slices_free") if told(self, column) != told(twin, column)]
 
 
 def _bounded(amounts: Amounts) -> Amounts:

@@ -6,13 +6,41 @@ that `view` returns shares memory with these live arrays and is closed for writi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from policies.columns import COLUMN_DTYPES, DEVICE_COLUMNS, STACKED_COLUMNS, Health, Snapshot, Use
-from scheduler.model.node import Node
+from policies.placements import NO_PLACEMENTS, Placements
+from scheduler.model.node import Device, Node
 
+BLOCKED = 0xFFFF
+MEMORY_MIN = -(1 << 30)  # what strangers claim beside each other may exceed any device, and must not wrap around
+TAKEN_COLUMNS = ("use", "memory_mib_free", "milli_free", "occupancy", "mig_row")
 UNKNOWN = {"zone": -1, "rack": -1, "family": -1, "numa": -1, "link_group": -1}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What is taken of one device.
+
+    Attributes:
+        use: what for; a device that is used for two things at once counts as taken whole.
+        occupancy: memory slices of its MIG instances, as bits.
+        engines: media engines of its MIG instances, in the order of the geometry; empty = none.
+        mib, milli: of its shares together.
+    """
+
+    use: Use = Use.FREE
+    occupancy: int = 0
+    engines: tuple[int, ...] = ()
+    mib: int = 0
+    milli: int = 0
+
+
+NOTHING = Taken()
 
 
 class Names:
@@ -47,8 +75,9 @@ def model_name(model: str, product: str) -> str:
 class Columns:
     """The live arrays, their growth and the filling of one row from one Node."""
 
-    def __init__(self) -> None:
-        """Start without nodes."""
+    def __init__(self, placements: Placements = NO_PLACEMENTS) -> None:
+        """Start without nodes; `placements` knows the models that can be cut into MIG instances."""
+        self.placements = placements
         self.rows: dict[str, int] = {}
         self.names: list[str] = []  # per row; empty for a hole
         self.models, self.profiles, self.resources, self.places = Names(), Names(), Names(), Names()
@@ -62,7 +91,7 @@ class Columns:
     def _shape(self, name: str) -> tuple[int, ...]:
         if name in DEVICE_COLUMNS:
             return self._slots, self._capacity
-        if name == "slices_free":
+        if name in {"slices_free", "slices_total"}:
             return len(self.profiles), self._capacity
         if name == "extended_free":
             return len(self.resources), self._capacity
@@ -141,12 +170,14 @@ class Columns:
         ):
             put[f"{column}_free"][row] = put[f"{column}_total"][row] = amount
         put["pods_free"][row] = node.pods
+        put["shares_free"][row] = node.shares
         put["whole_gpus"][row] = node.whole_gpus
         put["foreign"][row] = False
         for stacked in STACKED_COLUMNS:
             put[stacked][:, row] = 0
         for profile, count in node.slices:
-            put["slices_free"][self.profiles.code(profile), row] = count
+            code = self.profiles.code(profile)
+            put["slices_free"][code, row] = put["slices_total"][code, row] = count
         for resource, count in node.amounts.extended:
             put["extended_free"][self.resources.code(resource), row] = count
         self._fill_devices(row, node)
@@ -155,13 +186,35 @@ class Columns:
         put = self._arrays
         for column in DEVICE_COLUMNS:
             put[column][:, row] = UNKNOWN.get(column, 0)
-        put["occupancy"][:, row] = 0xFFFF
+        put["occupancy"][:, row] = BLOCKED
         put["trust"][:, row] = 1.0
         for slot, device in enumerate(node.devices):
             put["exists"][slot, row] = True
             put["model"][slot, row] = self.models.code(model_name(device.model, node.product))
-            put["memory_mib_free"][slot, row] = put["memory_mib_total"][slot, row] = device.memory_mib
-            put["milli_free"][slot, row] = 1000
+            put["memory_mib_total"][slot, row] = device.memory_mib
             put["mig_mode"][slot, row] = device.mig_mode
-            put["use"][slot, row] = Use.FREE
+            put["family"][slot, row] = self.placements.family(device.model)
             put["health"][slot, row] = Health.HEALTHY
+        self.take_devices(row, node, {})
+
+    def take_devices(self, row: int, node: Node, taken: Mapping[int, Taken]) -> None:
+        """Write which devices of a node are in use, and how much of them; those that are not named are free."""
+        told: dict[str, list[int]] = {name: [] for name in TAKEN_COLUMNS}
+        for slot, device in enumerate(node.devices):
+            for name, value in zip(TAKEN_COLUMNS, self._told(device, taken.get(slot, NOTHING)), strict=True):
+                told[name].append(value)
+        for name, values in told.items():
+            self._arrays[name][: len(values), row] = values
+
+    def _told(self, device: Device, held: Taken) -> tuple[int, ...]:
+        """Return what TAKEN_COLUMNS say of one device."""
+        if held.use is Use.WHOLE:
+            return int(Use.WHOLE), 0, 0, BLOCKED, 0
+        memory_mib = max(device.memory_mib - held.mib, MEMORY_MIN)
+        slices = 0 if held.use is Use.SHARED else self.placements.slices(device.model)
+        occupancy = BLOCKED & ~((1 << slices) - 1 & ~held.occupancy)
+        row = 0
+        if device.mig_mode and held.use is not Use.SHARED:
+            used = held.engines or (0,) * len(self.placements.engines(device.model))
+            row = self.placements.row(device.model, held.occupancy, used)
+        return int(held.use), memory_mib, 0 if held.use is Use.MIG else 1000 - held.milli, occupancy, row

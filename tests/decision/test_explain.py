@@ -31,13 +31,21 @@ def test_a_record_names_the_chosen_node_and_the_runner_up() -> None:
     written = json.loads(record(decided, 2, ["a", "b", "c", "d", "e"], 17))
     assert written["v"] == 1
     assert written["generation"] == 17
-    assert written["funnel"] == [[mask, 5 if DEFAULT_MASKS.index(mask) < 10 else 4] for mask in DEFAULT_MASKS]
+    assert written["funnel"] == [
+        [mask, 5 if mask not in {"devices-free", "cpu-memory"} else 4] for mask in DEFAULT_MASKS
+    ]
     assert written["chosen"] == {
         "node": "c",
-        "scores": [{"keep-scarce": 1000000}, {"fill-gpus": 1000000}, {"fill-host": 10000}],
+        "scores": [
+            {"keep-scarce": 1000000},
+            {"least-loss": 1000000},
+            {"fill-tightest": 1000000},
+            {"fill-gpus": 1000000},
+            {"fill-host": 10000},
+        ],
     }
     assert written["runner_up"]["node"] == "b"
-    assert written["runner_up"]["scores"][1] == {"fill-gpus": 500000}
+    assert written["runner_up"]["scores"][3] == {"fill-gpus": 500000}
 
 
 def test_the_runner_up_is_one_of_those_that_were_offered() -> None:

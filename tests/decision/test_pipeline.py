@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,12 +97,39 @@ def test_headline_of_some_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"), [(Kind.MIG, "MigProfileUnplaceable"), (Kind.SHARE, "SharingNotAllowed")], ids=str
+    ("nodes", "more", "words"),
+    [
+        pytest.param(
+            ["T4 mm", "..", "mM", "MM", "observed ..", "observed 2g.20gb=0/2 .", "A30 m", "observed 2g.20gb=1 ."],
+            {"profile": "2g.20gb"},
+            "NoSuchMigProfile,MigModeOff,,MigProfileUnplaceable,NoSuchMigProfile,MigProfileUnplaceable,"
+            "NoSuchMigProfile,",
+            id="MIG",
+        ),
+        pytest.param(
+            ["mmx.", "mm!"], {"profile": "7g.80gb", "count": 3}, "ExceedsNodeSize,ExceedsNodeSize", id="too many"
+        ),
+        pytest.param(["A100 m"], {"profile": "2g.20gb"}, "NoSuchMigProfile", id="another model's name"),
+        pytest.param(["A100 m"], {"profile": "1g.10gb", "models": ("H100",)}, "GpuModelMismatch", id="another model"),
+        pytest.param(
+            ["..", "xx", "s.", "sx", "mm", "!!", "observed ..", "T4 ."],
+            {"kind": Kind.SHARE, "device_milli": 600, "device_mib": 10},
+            ",GpuMemoryShort,,GpuCoreShort,ExceedsNodeSize,GpuUnhealthy,SharingNotAllowed,",
+            id="shares",
+        ),
+        pytest.param(
+            ["s", "shares=0 ."],
+            {"kind": Kind.SHARE, "device_milli": 10, "device_mib": 60},
+            "GpuMemoryShort,GpusBusy",
+            id="memory before time",
+        ),
+        pytest.param(["."], {"kind": Kind.SHARE, "device_milli": 0, "device_mib": 101}, "ExceedsGpuMemory", id="large"),
+    ],
 )
-def test_what_no_policy_places_is_refused_everywhere(kind: Kind, word: str) -> None:
-    snapshot = cluster("....", "observed ....", "mmmm", "-")
-    verdict = judge(snapshot, ask(1, nodes=4, kind=kind), MIX, Policies(), FILTER_MASKS)
-    assert verdict.reasons(np.arange(4)) == [word] * 4
+def test_reasons_of_mig_and_shares(nodes: list[str], more: dict[str, Any], words: str) -> None:
+    wanted = ask(**({"count": 1, "nodes": len(nodes)} | more))
+    verdict = judge(cluster(*nodes), wanted, MIX, Policies(), FILTER_MASKS)
+    assert verdict.reasons(np.arange(len(nodes))) == words.split(",")
 
 
 @pytest.mark.parametrize(

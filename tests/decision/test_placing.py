@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.columns import Kind
-from scheduler.decision.placing import Containers, DoesNotFit, place, totals
+from scheduler.decision.placing import Containers, DoesNotFit, place
 from scheduler.model.allocation import Grant
 from scheduler.model.pod import ContainerAsk, DeviceAsk, Request
 from tests.drawing import ask, cluster, node
@@ -33,6 +33,14 @@ def placed(drawn: str, *containers: tuple[str, int], link: str = "", numa: str =
     wanted = request(*containers)
     numbers = ask(wanted.devices.count, nodes=3, init_only=wanted.devices.init_only)
     return place(snapshot, 1, wanted, numbers, node=node(snapshot, 1, uuids=uuids))
+
+
+def totals(containers: Containers) -> int:
+    """How many devices, or instances on them, these containers hold together, each counted once."""
+    grants = [grant for _, part in containers for grant in part]
+    return len({(grant.dev, grant.start) for grant in grants if grant.dev >= 0}) + sum(
+        grant.count for grant in grants if grant.dev < 0
+    )
 
 
 def devices(containers: Containers) -> dict[str, list[int]]:

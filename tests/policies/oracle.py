@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import combinations
+
+import numpy as np
 
 from policies.columns import Ask, Health, Kind, Mode, Snapshot, Use
 
@@ -19,22 +23,116 @@ def _whole(s: Snapshot, a: Ask, n: int) -> list[int]:
     return [d for d in _usable(s, a, n) if not s.mig_mode[d, n]]
 
 
+def _room(s: Snapshot, a: Ask, n: int, devices: list[int]) -> bool:
+    """These devices are enough for the ask, were they empty."""
+    if a.kind == Kind.MIG:
+        return sum(int(a.offer.slots[s.model[d, n]]) for d in devices if s.mig_mode[d, n]) >= a.count
+    most = max(a.parts) if a.kind == Kind.SHARE and a.parts else a.count
+    return sum(1 for d in devices if not s.mig_mode[d, n]) >= most
+
+
 def _gpu_count(s: Snapshot, a: Ask, n: int) -> bool:
-    if a.kind != Kind.WHOLE:
+    if a.kind == Kind.NONE:
         return True
-    if s.gpus_total[n] < a.count:
+    if a.kind == Kind.WHOLE and s.gpus_total[n] < a.count:
         return False
-    return s.mode[n] == Mode.OBSERVED or len(_whole(s, a, n)) >= a.count
+    if a.kind == Kind.MIG and s.slices_total[a.profile, n] < a.count:
+        return False
+    return s.mode[n] == Mode.OBSERVED or _room(s, a, n, list(_usable(s, a, n)))
+
+
+def _sound(s: Snapshot, a: Ask, n: int) -> list[int]:
+    return [d for d in _usable(s, a, n) if s.health[d, n] == Health.HEALTHY]
 
 
 def _healthy(s: Snapshot, a: Ask, n: int) -> bool:
-    if a.kind != Kind.WHOLE:
+    if a.kind == Kind.NONE or _room(s, a, n, _sound(s, a, n)):
         return True
-    sound = [d for d in _whole(s, a, n) if s.health[d, n] == Health.HEALTHY]
-    return len(sound) >= (a.count if s.mode[n] == Mode.EXACT else 1)
+    return s.mode[n] == Mode.OBSERVED and any(a.kind == Kind.MIG or not s.mig_mode[d, n] for d in _sound(s, a, n))
+
+
+def _mig_profile(s: Snapshot, a: Ask, n: int) -> bool:
+    if a.kind != Kind.MIG:
+        return True
+    if s.mode[n] == Mode.OBSERVED:
+        return bool(s.slices_total[a.profile, n] > 0)
+    return any(s.exists[d, n] and a.offer.slots[s.model[d, n]] for d in range(s.slots))
+
+
+def _mig_mode(s: Snapshot, a: Ask, n: int) -> bool:
+    ready = (d for d in _usable(s, a, n) if s.mig_mode[d, n] and a.offer.slots[s.model[d, n]])
+    return a.kind != Kind.MIG or s.mode[n] == Mode.OBSERVED or any(True for _ in ready)
+
+
+def _slice_fit(s: Snapshot, a: Ask, n: int) -> bool:
+    if a.kind != Kind.MIG:
+        return True
+    if s.slices_free[a.profile, n] < a.count:
+        return False
+    room = sum(int(a.offer.fits[s.mig_row[d, n]]) for d in _sound(s, a, n))
+    return s.mode[n] == Mode.OBSERVED or room >= a.count
+
+
+def _size(s: Snapshot, a: Ask, d: int, n: int) -> tuple[int, int]:
+    """MiB and thousandths of one share on a device of known memory."""
+    total = int(s.memory_mib_total[d, n])
+    mib = a.device_mib or max(1, a.device_milli * total // 1000)
+    return mib, a.device_milli or max(1, 1000 * a.device_mib // total)
+
+
+def _sharers(s: Snapshot, a: Ask, n: int) -> list[int]:
+    return [d for d in _whole(s, a, n) if s.memory_mib_total[d, n] > 0]
+
+
+def _open(s: Snapshot, a: Ask, n: int) -> list[int]:
+    return [d for d in _sharers(s, a, n) if d in _sound(s, a, n) and s.use[d, n] in {Use.FREE, Use.SHARED}]
+
+
+def serves(rooms: list[int], parts: tuple[int, ...]) -> bool:
+    """Try every way to give each container its shares on different devices."""
+
+    @cache
+    def rest(left: tuple[int, ...], todo: tuple[int, ...]) -> bool:
+        if not todo:
+            return True
+        free = [d for d, room in enumerate(left) if room > 0]
+        if todo[0] > len(free):
+            return False
+        ways = {
+            tuple(sorted(room - (d in chosen) for d, room in enumerate(left))) for chosen in combinations(free, todo[0])
+        }
+        return any(rest(way, todo[1:]) for way in ways)
+
+    return rest(tuple(sorted(min(max(room, 0), len(parts)) for room in rooms)), parts)
+
+
+def _shares(s: Snapshot, a: Ask, n: int, *, devices: list[int], memory: np.ndarray, milli: np.ndarray | None) -> bool:
+    rooms = []
+    for d in devices:
+        need_mib, need_milli = _size(s, a, d, n)
+        room = int(memory[d, n]) // need_mib
+        rooms.append(room if milli is None else min(room, int(milli[d, n]) // need_milli))
+    return serves(rooms, a.parts or (a.count,))
+
+
+def _share_size(s: Snapshot, a: Ask, n: int) -> bool:
+    whole = np.full(s.exists.shape, 1000)
+    return a.kind != Kind.SHARE or _shares(s, a, n, devices=_sharers(s, a, n), memory=s.memory_mib_total, milli=whole)
+
+
+def _share_memory(s: Snapshot, a: Ask, n: int) -> bool:
+    return a.kind != Kind.SHARE or _shares(s, a, n, devices=_open(s, a, n), memory=s.memory_mib_free, milli=None)
+
+
+def _share_fit(s: Snapshot, a: Ask, n: int) -> bool:
+    return a.kind != Kind.SHARE or _shares(
+        s, a, n, devices=_open(s, a, n), memory=s.memory_mib_free, milli=s.milli_free
+    )
 
 
 def _devices_free(s: Snapshot, a: Ask, n: int) -> bool:
+    if a.kind == Kind.SHARE:
+        return bool(s.shares_free[n] >= a.count)
     if a.kind != Kind.WHOLE:
         return True
     if s.gpus_free[n] < a.count:
@@ -45,7 +143,7 @@ def _devices_free(s: Snapshot, a: Ask, n: int) -> bool:
 
 def _whole_gpu_kind(s: Snapshot, a: Ask, n: int) -> bool:
     if a.kind == Kind.SHARE:
-        return False
+        return bool(s.mode[n] == Mode.EXACT)
     return a.kind != Kind.WHOLE or s.mode[n] == Mode.EXACT or bool(s.whole_gpus[n])
 
 
@@ -69,14 +167,19 @@ def _host_size(s: Snapshot, a: Ask, n: int) -> bool:
 MASKS: dict[str, Callable[[Snapshot, Ask, int], bool]] = {
     "in-service": lambda s, a, n: s.schedulable[n],
     "allowed": lambda s, a, n: a.allowed[n],
-    "mig-profile": lambda s, a, n: a.kind != Kind.MIG,
+    "mig-profile": _mig_profile,
     "whole-gpu-kind": _whole_gpu_kind,
     "init-only": lambda s, a, n: not a.init_only or s.mode[n] == Mode.OBSERVED,
     "model": lambda s, a, n: a.kind == Kind.NONE or any(True for _ in _usable(s, a, n)),
+    "mig-mode": _mig_mode,
     "gpu-count": _gpu_count,
+    "share-size": _share_size,
     "host-size": _host_size,
     "named-devices": lambda s, a, n: a.kind == Kind.NONE or not s.foreign[n],
     "healthy": _healthy,
+    "slice-fit": _slice_fit,
+    "share-memory": _share_memory,
+    "share-fit": _share_fit,
     "devices-free": _devices_free,
     "cpu-memory": _cpu_memory,
 }
@@ -84,6 +187,27 @@ MASKS: dict[str, Callable[[Snapshot, Ask, int], bool]] = {
 
 def _clip(value: float) -> float:
     return min(max(value, 0.0), 1.0)
+
+
+def _least_loss(s: Snapshot, a: Ask, n: int) -> float:
+    if a.kind != Kind.MIG:
+        return 1.0
+    if s.mode[n] == Mode.OBSERVED:
+        left = int(s.slices_free[a.profile, n]) - a.count
+        return 0.0 if left < 0 else 0.5 + 0.5 / (1 + left)
+    return max([0.0, *(float(a.offer.worth[s.mig_row[d, n]]) for d in _sound(s, a, n))])
+
+
+def _fill_tightest(s: Snapshot, a: Ask, n: int) -> float:
+    if a.kind != Kind.SHARE:
+        return 1.0
+    found = [0.0]
+    for d in _open(s, a, n):
+        mib, milli = _size(s, a, d, n)
+        memory, time = int(s.memory_mib_free[d, n]) - mib, int(s.milli_free[d, n]) - milli
+        if memory >= 0 and time >= 0:
+            found.append(1 - (memory / int(s.memory_mib_total[d, n]) + time / 1000) / 2)
+    return max(found)
 
 
 def _fill_gpus(s: Snapshot, a: Ask, n: int) -> float:
@@ -124,4 +248,6 @@ SCORES: dict[str, Callable[[Snapshot, Ask, int], float]] = {
     "fill-host": _fill_host,
     "keep-scarce": _keep_scarce,
     "spread": _spread,
+    "least-loss": _least_loss,
+    "fill-tightest": _fill_tightest,
 }

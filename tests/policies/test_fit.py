@@ -60,14 +60,17 @@ def test_size_and_health(nodes: list[str], count: int, sized: list[int], sound: 
         pytest.param(
             [".", "observed ."],
             {"kind": Kind.SHARE},
-            {"whole_gpu_kind": [0, 0], "mig_profile": [1, 1], "devices_free": [1, 1]},
-            id="shares have no policy: refused everywhere, by one mask",
+            {"whole_gpu_kind": [1, 0], "gpu_count": [1, 1], "devices_free": [1, 1]},
+            id="shares on exact nodes alone",
         ),
         pytest.param(
-            [".", "observed ."],
-            {"kind": Kind.MIG},
-            {"whole_gpu_kind": [1, 1], "mig_profile": [0, 0], "devices_free": [1, 1]},
-            id="so are MIG slices, by another",
+            ["shares=1 .", "shares=0 ."], {"kind": Kind.SHARE}, {"devices_free": [1, 0]}, id="a share needs its token"
+        ),
+        pytest.param(
+            [".", "m", "observed .", "observed 2g.20gb=1 ."],
+            {"profile": "2g.20gb"},
+            {"whole_gpu_kind": [1, 1, 1, 1], "gpu_count": [0, 1, 0, 1], "healthy": [0, 1, 1, 1]},
+            id="MIG instances by the devices in MIG mode, or by what is cut",
         ),
     ],
 )
