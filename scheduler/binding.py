@@ -28,6 +28,7 @@ from scheduler.settling import Settler, Writer
 log = structlog.get_logger(__name__)
 
 POSTS_MAX = 3
+BUSY, BUSY_S = 429, 0.1  # status of an API server that did nothing, and the shortest wait for it
 BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 
 
@@ -54,7 +55,8 @@ class Binder:
         """
         node, task = self._running.get(args.uid, ("", None))
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._bind(args))
+            until_s = self.clock.monotonic() + self.deadline_s
+            task = asyncio.get_running_loop().create_task(self._bind(args, until_s))
             self._running[args.uid] = (args.node, task)
             task.add_done_callback(lambda done: self._done(args.uid, done))
         elif node != args.node:
@@ -79,11 +81,11 @@ class Binder:
             log.info("bind.refused", request=uid, error=str(error), kind=type(error).__name__)
             self.settler.mark(uid)
 
-    async def _bind(self, args: BindArgs) -> None:
+    async def _bind(self, args: BindArgs, until_s: float) -> None:
         async with self.settler.alone(args.uid):
-            await self._bind_alone(args)
+            await self._bind_alone(args, until_s)
 
-    async def _bind_alone(self, args: BindArgs) -> None:
+    async def _bind_alone(self, args: BindArgs, until_s: float) -> None:
         row = self.desk.book.rows.get(args.uid)
         if row is not None and row.state is State.BINDING:
             await self.settler.resolve(args.uid)
@@ -92,12 +94,16 @@ class Binder:
             if row.node != args.node:
                 raise BindRefused(f"this pod is already bound to node {row.node}")
             return
+        if row is not None and row.state is State.FAILED:
+            raise BindRefused("all attempts of this pod are spent: see why they failed, then make a new pod")
         pod = await self._live(args)
+        if self.clock.monotonic() >= until_s:  # kube-scheduler no longer keeps the cpu and memory it chose
+            raise BindRefused("the deadline passed before anything was claimed; kube-scheduler tries again")
         changes = self.desk.claim(pod, args.node)
         try:
             await fault("bind.commit.before")
             await self.writer.commit(changes)
-        except StoreError:
+        except Exception:
             self.desk.unclaim(changes)
             raise
         await fault("bind.commit.after")
@@ -124,9 +130,10 @@ class Binder:
         return pod
 
     async def _post(self, pod: Pod, row: Row) -> None:
-        """POST the Binding, again with a fresh resourceVersion when a stranger had touched the pod meanwhile."""
-        version = pod.resource_version
-        for _ in range(POSTS_MAX):
+        """POST the Binding: again with a fresh resourceVersion after a stranger's touch, and later to a busy server."""
+        version, posts = pod.resource_version, 0
+        while posts < POSTS_MAX:
+            posts += 1
             await fault("bind.post.before")
             try:
                 await self.cluster.bind(row.namespace, row.name, _body(row, version))
@@ -135,11 +142,16 @@ class Binder:
                 if now is None or now.node or now.deleting or now.touch >= row.epoch:
                     break
                 version = now.resource_version
-                continue
-            except (UnknownOutcome, ApiError):
+            except ApiError as error:
+                if error.status != BUSY:
+                    break
+                posts -= 1  # nothing was tried
+                await self.clock.sleep(max(error.retry_after_s, BUSY_S))
+            except UnknownOutcome:
                 break
-            await fault("bind.post.after")
-            return
+            else:
+                await fault("bind.post.after")
+                return
         await self.settler.resolve(row.id)
         now_row = self.desk.book.rows.get(row.id)
         if now_row is None or now_row.state not in BOUND or now_row.node != row.node:

@@ -1,4 +1,4 @@
-"""The loops that never end, each an async `step` of a few lines: reconcile, wake, watch over staleness, audit."""
+"""What the watches feed, and the loops that never end, each an async `step` of a few lines: reconcile and audit."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class PodSink:
             return
         self.desk.registry.put_pod(pod)
         self.waker.watch(pod)
-        row = self.desk.book.rows.get(pod.uid)
-        if decide(row, pod, now_us=self.desk.clock.wall_us(), fresh=False, in_flight=pod.uid in self.settler.working):
+        row, busy = self.desk.book.rows.get(pod.uid), pod.uid in self.settler.working  # busy: judge it when that ends
+        if busy or decide(row, pod, now_us=self.desk.clock.wall_us(), fresh=False, in_flight=False):
             self.settler.mark(pod.uid)
 
     def _gone(self, uid: str) -> None:

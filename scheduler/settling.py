@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 ROUNDS_MAX = 8
 RETRY_S = 1.0
+ASK_S = 2.0  # others wait for their turn behind a call that hangs
 
 
 class Writer(Protocol):
@@ -116,15 +117,18 @@ class Settler:
         """Read the pod from the API server, or touch it, and return it as it is now; None = this pod is gone."""
         namespace, name = (pod.request.namespace, pod.request.name) if pod else (row.namespace, row.name)  # type: ignore[union-attr]
         try:
-            if isinstance(action, Touch):
-                await fault("settle.touch.before")
-                body = {"metadata": {"uid": uid, "annotations": {TOUCH: str(action.epoch)}}}
-                raw = await self.cluster.patch("pods", namespace, name, body)
-            else:
-                assert isinstance(action, ReadBack)
-                raw = await self.cluster.get("pods", namespace, name)
+            async with asyncio.timeout(ASK_S):  # both may be repeated: what a touch left unclear is read back first
+                if isinstance(action, Touch):
+                    await fault("settle.touch.before")
+                    body = {"metadata": {"uid": uid, "annotations": {TOUCH: str(action.epoch)}}}
+                    raw = await self.cluster.patch("pods", namespace, name, body)
+                else:
+                    assert isinstance(action, ReadBack)
+                    raw = await self.cluster.get("pods", namespace, name)
         except NotFound:
             return None
+        except TimeoutError:
+            raise UnknownOutcome(f"pod {namespace}/{name}: no answer within {ASK_S:.0f} s") from None
         now = read_pod(raw)
         return now if now.uid == uid else None
 
@@ -146,8 +150,10 @@ class Settler:
             desk.hold_claim(change.after, pod, pod.allocation)
         try:
             await self.writer.commit((change,))
-        except StoreError as error:
+        except Exception as error:
             desk.book.revert((change,))
+            if row is None or row.state not in HOLDING:
+                desk.registry.unsay(uid, Source.CLAIMED)  # what was adopted: the pod itself says so while it lives
             if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
                 desk.book.remember(ended)  # it ended so long ago that memory had dropped it
             raise
