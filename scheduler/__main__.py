@@ -28,7 +28,9 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        sys.stderr.write(f"tessera: {error.format_message()}\nTry: tessera --help\n")
+        if said := error.format_message():  # empty when no command was given and the help was shown
+            context = getattr(error, "ctx", None)
+            sys.stderr.write(f"tessera: {said}\nTry: {context.command_path if context else 'tessera'} --help\n")
         code = USAGE
     sys.exit(code or 0)
 

@@ -79,10 +79,19 @@ def run(options: Options) -> None:
 
 
 def state_folder() -> Path:
-    """Return where the ledger lives unless --db says otherwise; makes it, readable by its owner alone."""
+    """Return where the ledger lives unless --db says otherwise; makes it, readable by its owner alone.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     folder = Path(os.environ.get("TESSERA_STATE") or f"{home}/tessera")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the state folder {folder}: {error.strerror}; set TESSERA_STATE to a folder, or name a --db"
+        ) from error
     return folder
 
 
@@ -200,7 +209,8 @@ async def _listen(
         site = MutualTlsSite(runner, host, port, context=tls, allowed=allowed) if tls else None
         await (site or web.TCPSite(runner, host, port)).start()
     except OSError as error:
-        raise ConfigError(f"cannot listen on {address}: {error.strerror}; choose another port") from error
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)  # without asyncio's preamble
+        raise ConfigError(f"cannot listen on {address}: {why}; choose another port") from error
     bound = runner.addresses[0]
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
     return f"{'https' if tls else 'http'}://{shown}:{bound[1]}"

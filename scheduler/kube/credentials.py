@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
@@ -63,6 +64,7 @@ async def load(*, kubeconfig: str | None, in_cluster: bool, clock: Clock) -> Cre
     """
     configuration = Configuration()
     configuration.api_key = {}
+    _require_file(kubeconfig)
     try:
         if in_cluster:
             load_incluster_config(client_configuration=configuration)
@@ -70,9 +72,28 @@ async def load(*, kubeconfig: str | None, in_cluster: bool, clock: Clock) -> Cre
             await _load_kubeconfig(kubeconfig, configuration, clock)
         return Credentials(configuration)
     except (ConfigException, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        where = "the pod's service account" if in_cluster else f"kubeconfig {kubeconfig or '(default)'}"
+        why = " ".join(str(error).split()).rstrip(".")
+        if in_cluster:
+            raise ConfigError(
+                f"Cannot use the pod's service account: {why}. Outside a pod use --kubeconfig FILE; in one, see to it "
+                "that automountServiceAccountToken is not false."
+            ) from error
         raise ConfigError(
-            f"Cannot use {where}: {error}. Check that it exists and names a cluster and a user."
+            f"Cannot use kubeconfig {kubeconfig or '(default)'}: {why}. See with `kubectl config view` that it has a "
+            "current context with a cluster and a user."
+        ) from error
+
+
+def _require_file(path: str | None) -> None:
+    """Raise ConfigError when a file that was named cannot be read, which the client would take for an empty one."""
+    if path is None:
+        return
+    try:
+        with Path(path).open("rb"):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read kubeconfig {path}: {error.strerror}; name another with --kubeconfig."
         ) from error
 
 

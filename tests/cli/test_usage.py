@@ -1,0 +1,37 @@
+"""The command line where it is used wrongly, or asked about itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.stage import tessera
+
+Capture = pytest.CaptureFixture[str]
+
+
+async def test_wrong_use_names_the_help_of_its_own_command(capsys: Capture) -> None:
+    assert (await tessera(capsys, "serve", "--never")).err.endswith("Try: tessera serve --help\n")
+    assert (await tessera(capsys, "ledger", "verify")).err.endswith("Try: tessera ledger verify --help\n")
+
+
+async def test_alone_it_shows_its_help_and_nothing_after_it(capsys: Capture) -> None:
+    said = await tessera(capsys)
+    assert said.code == 64
+    assert "Usage" in said.out + said.err
+    assert "Try:" not in said.err
+
+
+async def test_it_tells_its_version(capsys: Capture) -> None:
+    said = await tessera(capsys, "--version")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("tessera 0.")
+
+
+async def test_a_state_folder_that_cannot_be_made_is_a_sentence(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_STATE", "/dev/null/ledger")
+    said = await tessera(capsys, "serve", "--embedded", ".")
+    assert said.code == 1
+    assert "/dev/null/ledger" in said.err
+    assert "TESSERA_STATE" in said.err
