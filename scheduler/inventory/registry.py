@@ -215,6 +215,8 @@ class Registry:
                 on_node[uid] = held
             else:
                 del on_node[uid]
+            if not on_node:
+                del self._on_node[held.node]
             row = self.columns.rows.get(held.node)
             if row is not None:
                 self._add(row, held, sign)
@@ -224,25 +226,29 @@ class Registry:
             self.freed += 1
 
     def _add(self, row: int, held: Booking, sign: int) -> None:
-        """Add (1) or remove (-1) the counted part of a booking; which devices are used is told by `_retell`."""
-        put = self.columns.column
+        """Add (1) or remove (-1) the counted part of a booking; which devices are used is told by `_retell`.
+
+        What the node does not offer is not counted there, since its code may be given between the adding and the
+        removing; when the node's offer changes, its whole row is made anew.
+        """
+        put, node = self.columns.column, self.nodes[held.node]
+        offered = {*dict(node.amounts.extended), *dict(node.slices)} if held.amounts.extended or held.tokens else set()
         put("cpu_milli_free")[row] -= sign * held.amounts.cpu_milli
         put("memory_bytes_free")[row] -= sign * held.amounts.memory_bytes
         put("storage_bytes_free")[row] -= sign * held.amounts.storage_bytes
         put("pods_free")[row] -= sign
         for resource, count in held.amounts.extended:
-            code = self.columns.resources.find(resource)
-            if code:
-                put("extended_free")[code, row] -= sign * count
+            if resource in offered:
+                put("extended_free")[self.columns.resources.find(resource), row] -= sign * count
         for resource, count in held.tokens:
             if resource == GPU:
                 put("gpus_free")[row] -= sign * count
             elif resource == SHARE:
                 put("shares_free")[row] -= sign * count
             elif resource.startswith(MIG_PREFIX):
-                code = self.columns.profiles.find(profile_of(resource))
-                if code:
-                    put("slices_free")[code, row] -= sign * count
+                profile = profile_of(resource)
+                if profile in offered:
+                    put("slices_free")[self.columns.profiles.find(profile), row] -= sign * count
 
     def _retell(self, name: str, row: int) -> None:
         """Write which devices of a node are used, and whether somebody holds one that nobody named."""
@@ -300,13 +306,15 @@ class Registry:
 
 def _bounded(amounts: Amounts) -> Amounts:
     """Return amounts that a thousand pods may ask of one node without leaving int64; more than this fits nowhere."""
-    if max(amounts.cpu_milli, amounts.memory_bytes, amounts.storage_bytes) <= BOOKED_MAX:
+    others = (count for _, count in amounts.extended)
+    if max(amounts.cpu_milli, amounts.memory_bytes, amounts.storage_bytes, *others) <= BOOKED_MAX:
         return amounts
     return replace(
         amounts,
         cpu_milli=min(amounts.cpu_milli, BOOKED_MAX),
         memory_bytes=min(amounts.memory_bytes, BOOKED_MAX),
         storage_bytes=min(amounts.storage_bytes, BOOKED_MAX),
+        extended=tuple((resource, min(count, BOOKED_MAX)) for resource, count in amounts.extended),
     )
 
 

@@ -132,6 +132,66 @@ def test_no_number_of_huge_pods_wraps_around() -> None:
     assert free < 0
 
 
+def asking(name: str, resource: str, count: str, where: str) -> Pod:
+    raw = raw_pod(name, 0, node=where)
+    raw["spec"]["containers"][0]["resources"]["limits"] = {resource: count}
+    return read_pod(raw)
+
+
+def offering(name: str, resource: str, count: str) -> Node:
+    raw = raw_node(name)
+    raw["status"]["allocatable"] = raw["status"]["allocatable"] | {resource: count}
+    made = read_node(raw, {})
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize(
+    ("resource", "stacked", "names"),
+    [("example.com/nic", "extended_free", "resources"), ("nvidia.com/mig-1g.10gb", "slices_free", "profiles")],
+)
+def test_what_a_node_never_had_is_not_freed_there(resource: str, stacked: str, names: str) -> None:
+    """The resource gets its code from another node between the pod's coming and its going."""
+    registry = Registry()
+    registry.put_node(node("a"))
+    registry.put_pod(asking("p", resource, "3", "a"))
+    registry.put_node(offering("b", resource, "4"))
+    registry.remove_pod("uid-p")
+    code = len(getattr(registry.columns, names)) - 1
+    assert column(registry, stacked, "a")[code] == 0  # type: ignore[index]
+    assert column(registry, stacked, "b")[code] == 4  # type: ignore[index]
+
+
+def test_a_resource_that_comes_and_goes_on_a_node_is_counted_while_it_is_there() -> None:
+    registry = Registry()
+    registry.put_node(offering("a", "example.com/nic", "4"))
+    registry.put_pod(asking("p", "example.com/nic", "3", "a"))
+    assert column(registry, "extended_free", "a") == [0, 1]
+    registry.put_node(node("a"))
+    assert column(registry, "extended_free", "a") == [0, 0]
+    registry.put_node(offering("a", "example.com/nic", "4"))
+    assert column(registry, "extended_free", "a") == [0, 1]
+
+
+def test_no_number_of_huge_extended_requests_wraps_around() -> None:
+    registry = Registry()
+    registry.put_node(offering("a", "example.com/nic", "4"))
+    for number in range(110):
+        registry.put_pod(asking(f"p{number}", "example.com/nic", "4000000000000000000", "a"))
+    assert column(registry, "extended_free", "a")[1] < 0  # type: ignore[index]
+
+
+def test_nodes_that_are_gone_leave_nothing_behind() -> None:
+    registry = Registry()
+    for number in range(50):
+        registry.put_node(node(f"n{number}"))
+        registry.put_pod(pod(f"p{number}", node=f"n{number}"))
+        registry.remove_pod(f"uid-p{number}")
+        registry.remove_node(f"n{number}", f"uid-n{number}")
+    assert not registry._on_node
+    assert len(registry.columns.names) == 1
+
+
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 EVENTS = st.one_of(
     st.tuples(st.just("node"), NAMES, st.sampled_from([0, 2, 8, 16]), st.sampled_from(["exact", "observed"])),
