@@ -2,7 +2,7 @@
 
 A share has memory (MiB) and time (thousandths of the device). Where an ask names only one of them, the other is the
 same part of the device, rounded down and at least 1. Containers that ask N shares get them on N different devices;
-two containers may meet on one. Invariant: on a device of unknown memory nothing is shared.
+two containers may meet on one. Invariant: a device of unknown memory takes only shares that ask for time alone.
 """
 # ruff: noqa: ARG001 - every policy has one signature
 
@@ -23,7 +23,7 @@ def share_size(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     if ask.kind != Kind.SHARE:
         return np.ones(snapshot.nodes, np.bool_)
     mib, milli = sizes(snapshot, ask)
-    room = np.minimum(snapshot.memory_mib_total // mib, DEVICE_MILLI // milli)
+    room = np.minimum(_times(snapshot, snapshot.memory_mib_total, mib), DEVICE_MILLI // milli)
     return holds(room * _never_cut(snapshot, ask), ask)
 
 
@@ -31,7 +31,8 @@ def memory_free(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     """Pass nodes with enough memory free on healthy devices that are empty or shared; `[N]`."""
     if ask.kind != Kind.SHARE:
         return np.ones(snapshot.nodes, np.bool_)
-    return holds(snapshot.memory_mib_free // sizes(snapshot, ask)[0] * sharers(snapshot, ask), ask)
+    room = _times(snapshot, snapshot.memory_mib_free, sizes(snapshot, ask)[0])
+    return holds(room * sharers(snapshot, ask), ask)
 
 
 def share_fit(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
@@ -55,7 +56,8 @@ def fill_tightest(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
 def tightness(snapshot: Snapshot, ask: Ask) -> FloatArray:
     """Return `[D, N]` 0..1: how full one more share makes each device; 0 where none fits."""
     mib, milli = sizes(snapshot, ask)
-    memory = (snapshot.memory_mib_free - mib) / np.maximum(snapshot.memory_mib_total, 1)
+    total = snapshot.memory_mib_total
+    memory = np.where(total > 0, (snapshot.memory_mib_free - mib) / np.maximum(total, 1), 0)
     left = (memory + (snapshot.milli_free - milli) / DEVICE_MILLI) / 2
     return np.where(rooms(snapshot, ask) > 0, np.clip(1 - left, 0, 1), 0).astype(np.float32)
 
@@ -63,7 +65,7 @@ def tightness(snapshot: Snapshot, ask: Ask) -> FloatArray:
 def rooms(snapshot: Snapshot, ask: Ask) -> I64:
     """Return `[D, N]`: how many shares of this size each device takes now; 0 where nothing may be shared."""
     mib, milli = sizes(snapshot, ask)
-    room = np.minimum(snapshot.memory_mib_free // mib, snapshot.milli_free // milli)
+    room = np.minimum(_times(snapshot, snapshot.memory_mib_free, mib), snapshot.milli_free // milli)
     return np.asarray(room * sharers(snapshot, ask), np.int64)
 
 
@@ -78,7 +80,7 @@ def sizes(snapshot: Snapshot, ask: Ask) -> tuple[I64, I64]:
 
 
 def sharers(snapshot: Snapshot, ask: Ask) -> BoolArray:
-    """Return `[D, N]`: healthy devices of an allowed model and known memory, out of MIG mode, empty or shared."""
+    """Return `[D, N]`: healthy devices of an allowed model that are out of MIG mode and empty or shared."""
     use = snapshot.use
     free = (use == FREE) | (use == SHARED)
     return np.asarray(_never_cut(snapshot, ask) & (snapshot.health == 0) & free, np.bool_)
@@ -103,6 +105,12 @@ def holds(room: npt.NDArray[np.int64], ask: Ask) -> BoolArray:
     return fits
 
 
+def _times(snapshot: Snapshot, memory_mib: npt.NDArray[np.int32], mib: I64) -> I64:
+    """Return `[D, N]`: how often a share goes into this memory; more than ever asked where the memory is unknown."""
+    return np.where(snapshot.memory_mib_total > 0, memory_mib // mib, DEVICE_MILLI)
+
+
 def _never_cut(snapshot: Snapshot, ask: Ask) -> BoolArray:
-    """Return `[D, N]`: devices of an allowed model out of MIG mode whose memory is known."""
-    return usable(snapshot, ask, snapshot.mig_mode.view(np.uint8)) & (snapshot.memory_mib_total > 0)
+    """Return `[D, N]`: devices of an allowed model out of MIG mode, and of known memory where memory is asked."""
+    devices = usable(snapshot, ask, snapshot.mig_mode.view(np.uint8))
+    return devices & (snapshot.memory_mib_total > 0) if ask.device_mib else devices

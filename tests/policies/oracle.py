@@ -81,7 +81,7 @@ def _size(s: Snapshot, a: Ask, d: int, n: int) -> tuple[int, int]:
 
 
 def _sharers(s: Snapshot, a: Ask, n: int) -> list[int]:
-    return [d for d in _whole(s, a, n) if s.memory_mib_total[d, n] > 0]
+    return [d for d in _whole(s, a, n) if s.memory_mib_total[d, n] > 0 or not a.device_mib]
 
 
 def _open(s: Snapshot, a: Ask, n: int) -> list[int]:
@@ -110,7 +110,7 @@ def _shares(s: Snapshot, a: Ask, n: int, *, devices: list[int], memory: np.ndarr
     rooms = []
     for d in devices:
         need_mib, need_milli = _size(s, a, d, n)
-        room = int(memory[d, n]) // need_mib
+        room = int(memory[d, n]) // need_mib if s.memory_mib_total[d, n] else 1000
         rooms.append(room if milli is None else min(room, int(milli[d, n]) // need_milli))
     return serves(rooms, a.parts or (a.count,))
 
@@ -204,9 +204,10 @@ def _fill_tightest(s: Snapshot, a: Ask, n: int) -> float:
     found = [0.0]
     for d in _open(s, a, n):
         mib, milli = _size(s, a, d, n)
+        total = int(s.memory_mib_total[d, n])
         memory, time = int(s.memory_mib_free[d, n]) - mib, int(s.milli_free[d, n]) - milli
-        if memory >= 0 and time >= 0:
-            found.append(1 - (memory / int(s.memory_mib_total[d, n]) + time / 1000) / 2)
+        if (memory >= 0 or not total) and time >= 0:
+            found.append(_clip(1 - ((memory / total if total else 0) + time / 1000) / 2))
     return max(found)
 
 
