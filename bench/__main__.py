@@ -95,6 +95,28 @@ def soak(
 
 
 @app.command()
+def throughput(
+    *,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the cluster.")] = 5000,
+    pods: Annotated[int, typer.Option(min=1, help="Pods per arm and round.")] = 800,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the figures are medians.")] = 3,
+    way: Annotated[str, typer.Option(help="The pods' way: direct or queue.")] = "direct",
+    as_json: AsJson = False,
+) -> None:
+    """Pods per second with Tessera and without, interleaved on one real control plane."""
+    if way != "direct":
+        _refuse("Only --way direct is available yet.")
+    from bench import throughput as rates  # noqa: PLC0415 - as in cluster
+    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = asyncio.run(rates.run_throughput(rates.Settings(nodes, pods, rounds), _narrator()))
+    except (rates.ThroughputError, UnavailableError) as error:
+        report = {"seed": None, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+@app.command()
 def audit(
     *,
     dump: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder written by --dump.")],

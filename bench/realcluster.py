@@ -54,15 +54,19 @@ class RealCluster:
         folder: its state, keys, kubeconfigs and logs; a temporary one that `stop` removes, unless it was given.
         url: the API server's address.
         ca_file: the CA that signed its certificate.
+        audit_log: one JSON object a line for each write of the user that is audited.
         etcd, api_server, kube_scheduler, controller_manager: the running programs, None while stopped.
     """
 
-    def __init__(self, folder: Path | None = None, *, controller_manager: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, controller_manager: bool = False, audit_writes_of: str = ""
+    ) -> None:
         """Choose ports; nothing is started yet.
 
         Args:
             folder: an existing folder that is kept; by default a temporary one.
             controller_manager: start kube-controller-manager too (token Secrets, garbage collection, Jobs).
+            audit_writes_of: a user whose writes, Events apart, kube-apiserver notes in `audit_log`; nobody by default.
 
         Raises:
             UnavailableError: binaries are missing and cannot be built.
@@ -72,6 +76,8 @@ class RealCluster:
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="tessera-cluster-"))
         self._with_controller_manager = controller_manager
+        self._audited = audit_writes_of
+        self.audit_log = self.folder / "audit.log"
         ports = free_ports(4)
         self._etcd_port, self._peer_port, self._api_port, self._controller_port = ports
         self._tokens = {user: secrets.token_hex(16) for user in _USERS}
@@ -183,8 +189,25 @@ class RealCluster:
             "--max-requests-inflight=2000",
             "--max-mutating-requests-inflight=1000",
             "--profiling=false",
+            *self._audit_flags(),
         )
         await _until(lambda: _answers(f"{self.url}/readyz"), "kube-apiserver", self.api_server)
+
+    def _audit_flags(self) -> list[str]:
+        """Return the flags that note one user's writes, and nothing else, without their bodies."""
+        if not self._audited:
+            return []
+        events = [{"group": group, "resources": ["events"]} for group in ("", "events.k8s.io")]
+        writes = ["create", "update", "patch", "delete", "deletecollection"]
+        rules = [
+            {"level": "None", "resources": events},
+            {"level": "Metadata", "users": [_USERS[self._audited][0]], "verbs": writes},
+            {"level": "None"},
+        ]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        path = self.folder / "audit-policy.json"
+        path.write_text(json.dumps(policy))
+        return [f"--audit-policy-file={path}", f"--audit-log-path={self.audit_log}"]
 
     async def stop_api_server(self) -> None:
         """Stop kube-apiserver; its state stays in etcd and its address stays the same."""
