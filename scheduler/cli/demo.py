@@ -7,8 +7,11 @@ One seed draws everything, so the journal of a run is the same on every machine.
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
 
 import orjson
@@ -40,9 +43,9 @@ PROGRESS_S = 60.0
 NOTE_S = 240.0
 MODE = PREFIX + "mode"
 NEXT = (
-    ("tessera demo --seed 8", "another run"),
-    ("tessera demo --headless --json", "the same as one line of JSON"),
-    ("tessera serve --kubeconfig FILE", "beside a kube-scheduler of your own"),
+    ("{tessera} demo --seed 8", "another run"),
+    ("{tessera} demo --headless --json", "a run as one line of JSON"),
+    ("{tessera} serve --kubeconfig FILE", "beside a kube-scheduler of your own"),
     ("make test", "every test that needs nothing else"),
     ("make e2e", "the tests against a real control plane"),
 )
@@ -254,16 +257,28 @@ def _gpus(pod: Object) -> int:
 def _summary(console: Console, report: Report) -> None:
     verdict = "all is well" if report.ok else "SOMETHING IS WRONG"
     console.print(
-        f"[bold]Tessera[/] {verdict}: {report.pods} pods sent, {report.bound} bound, {report.waiting} waiting"
+        f"[bold]Tessera[/]: {verdict}: {report.pods} pods sent, {report.bound} bound, {report.waiting} waiting, "
+        f"{report.pods - report.bound - report.waiting} withdrawn",
+        soft_wrap=True,
     )
     console.print(
-        f"  {report.allocated_ratio:.0%} of the GPUs allocated, mean wait {report.mean_wait_s} s, lost {report.lost}, "
-        f"over-allocations {report.over_allocations}, drift {report.drift}"
+        f"  {report.allocated_ratio:.0%} of GPUs allocated, mean wait {report.mean_wait_s} s, lost {report.lost}, "
+        f"over-allocations {report.over_allocations}, drift {report.drift}",
+        soft_wrap=True,
     )
     sound = "verified" if report.journal_ok else "BROKEN"
     console.print(
         f"  journal of {report.journal_rows} rows {sound}, head {report.journal_digest[:16]}, seed {report.seed}"
     )
     console.print("Next:")
+    tessera = _command()
     for command, what in NEXT:
-        console.print(f"  [cyan]{command:<34}[/]{what}")
+        console.print(f"  [cyan]{command.format(tessera=tessera):<43}[/]{what}", soft_wrap=True)
+
+
+def _command() -> str:
+    """Return what to type for this very program, which is seldom on the PATH of a checkout."""
+    beside = Path(sys.executable).with_name("tessera")
+    if shutil.which("tessera") == str(beside):
+        return "tessera"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -32,7 +32,10 @@ PLAIN_GLYPHS = {FREE: ".", USED: "#", RESERVED: "o", BROKEN: "x"}
 WINDOW_S = 60.0
 CELL_COLUMNS = 13  # three digits, a space, eight cells, a space
 LOWER_ROWS_MIN = 5
-BAR = 16
+BAR, NARROW_BAR = 16, 8
+NARROW = 100  # columns; below it the second figures go
+SPACED_ROWS = 5  # of a list; below it no blank line before it
+DECISION = 57  # columns of one decision
 
 
 @dataclass(slots=True)
@@ -57,8 +60,8 @@ class Picture:
         """Return what to show now, cut to the terminal's size."""
         width, height = self.console.size
         grid = self._grid(width)
-        upper = [self._title(), *self._tiles(), *grid, self._legend()]
-        rows = max(height - len(upper) - 2, LOWER_ROWS_MIN)
+        upper = [self._title(), *self._tiles(width), *grid, self._legend()]
+        rows = max(height - len(upper), LOWER_ROWS_MIN)
         return Group(*upper, self._lower(width, rows))
 
     # rows
@@ -71,7 +74,7 @@ class Picture:
         line.append(f"  {self.note}", "yellow")
         return line
 
-    def _tiles(self) -> tuple[Text, Text]:
+    def _tiles(self, width: int) -> tuple[Text, Text]:
         now_s, seen = self.app.clock.monotonic(), self.chronicle
         ended = seen.events["finish"] + seen.events["fail"]
         self._past.append((now_s, seen.events["submit"], len(seen.bound), ended))
@@ -86,14 +89,15 @@ class Picture:
         bar = "━" if self._pretty() else "="
         first = Text(no_wrap=True, overflow="crop")
         first.append(f" {share:4.0%} ", "bold cyan")
-        first.append(bar * round(BAR * share), "cyan").append(bar * (BAR - round(BAR * share)), "bright_black")
+        long = BAR if width >= NARROW else NARROW_BAR
+        first.append(bar * round(long * share), "cyan").append(bar * (long - round(long * share)), "bright_black")
         first.append(f"  {cells[USED] + cells[RESERVED]} of {total} GPUs allocated")
         second = Text(no_wrap=True, overflow="crop")
         second.append(f" {len(seen.bound)} bound, mean wait {seen.mean_wait_s():.1f} s", "bold")
-        second.append(f"   per minute: {rates[0]} arrive, {rates[1]} are bound, {rates[2]} end")
+        second.append(f"   per minute: {rates[0]} arrive, {rates[1]} bound, {rates[2]} end")
         first.append(f"   over-allocations {self.over}", "green" if not self.over else "bold red")
         first.append(f"   {cells[BROKEN]} out of order" if cells[BROKEN] else "", "bold red")
-        second.append(f"   journal {seen.lines} rows", "bright_black")
+        second.append(f"   journal {seen.lines} rows" if width >= NARROW else "", "bright_black")
         return first, second
 
     def _grid(self, width: int) -> list[Text]:
@@ -121,33 +125,33 @@ class Picture:
     def _lower(self, width: int, rows: int) -> RenderableType:
         """Show who waits beside what was decided, or above it where the terminal is narrow."""
         if width < 2 * 60:
-            waiting = self._waiting((rows + 1) // 2)
-            return Group(waiting, self._decided(max(rows - (rows + 1) // 2 - 2, 0)))
-        table = Table.grid(padding=(0, 2), expand=True)
+            waiting = self._waiting(rows // 2)
+            return Group(waiting, self._decided(rows - waiting.plain.count("\n") - 1))
+        table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(ratio=1)
-        table.add_column(ratio=1)
+        table.add_column(width=DECISION)
         table.add_row(self._waiting(rows), self._decided(rows))
         return table
 
     def _waiting(self, rows: int) -> Text:
         pods = self.waiting()
-        text = Text(f"\n {len(pods)} waiting\n", "bold", no_wrap=True, overflow="crop")
-        for pod in pods[: max(rows - 1, 0)]:
-            text.append(f" {pod.request.name:<15}", "default not bold")
-            text.append(f"{_asked(pod):<13}", "cyan not bold")
-            text.append(f"{self.reason(pod)}\n", "bright_black not bold")
+        text, left = _headed(f"{len(pods)} waiting", rows)
+        for pod in pods[:left]:
+            text.append(f"\n {pod.request.name:<14}", "default not bold")
+            text.append(f"{_asked(pod):<9}", "cyan not bold")
+            text.append(f" {self.reason(pod)}", "bright_black not bold")
         return text
 
     def _decided(self, rows: int) -> Text:
-        text = Text("\n last decisions\n", "bold", no_wrap=True, overflow="crop")
-        for made in list(self.chronicle.decisions)[: max(rows - 1, 0)]:
+        text, left = _headed("last decisions: best of how many nodes, runner-up", rows)
+        for made in list(self.chronicle.decisions)[:left]:
             at = datetime.fromtimestamp(made.at_us // 1_000_000, UTC)
-            text.append(f" {at:%H:%M:%S} ", "bright_black not bold")
+            text.append(f"\n {at:%H:%M:%S} ", "bright_black not bold")
             text.append(f"{made.pod.rpartition('/')[2]:<14}", "default not bold")
             text.append(f"{f'{made.gpus} GPU' if made.gpus else 'CPU only':<9}", "cyan not bold")
             text.append(f"{made.node} ", "bold")
-            rest = f"of {made.nodes[1]}, then {made.runner_up}" if made.runner_up else "the only one"
-            text.append(f"{rest}\n", "bright_black not bold")
+            rest = f"of {made.nodes[1]}, {made.runner_up}" if made.runner_up else "the only one"
+            text.append(rest, "bright_black not bold")
         return text
 
     # what it shows
@@ -196,6 +200,13 @@ class Picture:
 
     def _glyphs(self) -> dict[str, str]:
         return GLYPHS if self._pretty() else PLAIN_GLYPHS
+
+
+def _headed(title: str, rows: int) -> tuple[Text, int]:
+    """Return a text of one headline and how many more lines it may have of so many rows."""
+    blank = rows >= SPACED_ROWS
+    text = Text(f"{chr(10) * blank} {title}", "bold", no_wrap=True, overflow="crop")
+    return text, max(rows - 1 - blank, 0)
 
 
 def _asked(pod: Pod) -> str:

@@ -109,13 +109,13 @@ class Script:
         nodes = [node for node in (await self.cluster.list("nodes")).items if not node.get("spec", {}).get("taints")]
         node = self.rng.choice(nodes)
         name = self.broken = node["metadata"]["name"]
-        self._note(f"machine {name} stops answering")
+        self._note(f"{name} stops answering")
         taints = [{"key": UNREACHABLE, "effect": effect} for effect in ("NoSchedule", "NoExecute")]
         await self.cluster.patch("nodes", "", name, {"spec": {"taints": taints}})
         await self.clock.sleep(EVICTED_S)
         await self.cluster.delete("nodes", "", name, uid=node["metadata"]["uid"])
         lost = [pod for pod in await self._pods() if pod["spec"].get("nodeName") == name]
-        self._note(f"machine {name} is removed; the controllers of its {len(lost)} pods send new ones")
+        self._note(f"{name} is removed; its pods are sent anew: {len(lost)}")
         for pod in lost:
             await self._take_back(pod, grace_s=0)
             if pod["status"].get("phase") not in ("Succeeded", "Failed"):
@@ -125,7 +125,7 @@ class Script:
         await self.cluster.create("nodes", "", fresh)
         await self.cluster.patch("nodes", "", name, {"status": node["status"]}, subresource="status")
         self.broken = ""
-        self._note(f"machine {name} is back, as a new node of the old name")
+        self._note(f"{name} is back, a new node of the old name")
 
     async def departures(self, pods: Iterable[Object]) -> None:
         """Take away what has ended or is no longer wanted.
