@@ -42,7 +42,9 @@ class App:
         self, settings: Settings, clock: Clock, cluster: Cluster, store: Store, writer: Writer, rng: Random
     ) -> None:
         """Join the parts; nothing runs yet. `rng` spreads time-outs and waits."""
-        self.settings, self.clock, self.cluster, self.store, self.writer = settings, clock, cluster, store, writer
+        self.settings, self.clock, self.cluster, self.store = settings, clock, cluster, store
+        self.metrics = Metrics(clock, VERSION)
+        self.writer = writer = self.metrics.counting(writer)
         self.desk = Desk(
             clock, settings.policy.policies(), store.fence, settings.extender.k, settings.queue.reservationTimeout
         )
@@ -59,7 +61,6 @@ class App:
             Reflector(cluster, "nodes", clock, nodes, rng=rng),
             Reflector(cluster, "pods", clock, pods, rng=rng),
         )
-        self.metrics = Metrics(clock, VERSION)
         self.metrics.watch(self.desk, self.age_s, lambda: self.audit.findings)
         self.extender = Extender(
             self.desk,

@@ -9,17 +9,28 @@ from collections import Counter as Tally
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
-import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import Metric
 
-from policies.columns import Health, Mode, Use
 from scheduler.clock import Clock
 from scheduler.desk import Desk
-from scheduler.model.reservation import State
+from scheduler.gauges import capacity, gauge, line
+from scheduler.model.reservation import Change, Event, State
+from scheduler.settling import Writer
 
 BUCKETS = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.8, 1.5)
 VERBS = ("filter", "prioritize", "bind")
+OUTCOMES = {
+    Event.POST: "bound",
+    Event.ADOPT: "adopted",
+    Event.VOID: "voided",
+    Event.FINISH: "released",
+    Event.FAIL: "failed",
+    Event.EXPIRE: "expired",
+    Event.CANCEL: "cancelled",
+    Event.REJECT: "rejected",
+}
+"""What the ledger's events mean for an allocation: `bound` and `adopted` begin one, the others end or prevent one."""
 
 
 class Metrics:
@@ -27,6 +38,7 @@ class Metrics:
 
     def __init__(self, clock: Clock, version: str) -> None:
         """Make a registry of its own, so that several Tesseras may live in one process."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # half of the series, and nobody reads them
         self._clock = clock
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
@@ -41,6 +53,9 @@ class Metrics:
         )
         self._rejections = Counter(
             "tessera_filter_rejections", "Pods refused by /filter, by reason.", ["reason"], registry=self.registry
+        )
+        self._outcomes = Counter(
+            "tessera_allocations", "Allocations begun, ended and prevented.", ["outcome"], registry=self.registry
         )
         self._reasons: dict[str, Counter] = {}
         self._timers = {verb: self._seconds.labels(verb) for verb in VERBS}
@@ -67,6 +82,10 @@ class Metrics:
             known = self._reasons[reason] = self._rejections.labels(reason)
         known.inc()
 
+    def counting(self, writer: Writer) -> Writer:
+        """Return the ledger's writer with a counter of what it committed."""
+        return _Counting(writer, self._outcomes)
+
     def watch(self, desk: Desk, age_s: Callable[[], float], findings: Callable[[], list[str]]) -> None:
         """Register the gauges that are read from live state; the two callables give age and audit findings."""
         self._gauges = _Gauges(desk, age_s, findings, self.version)
@@ -82,6 +101,25 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class _Counting:
+    """A ledger's writer that counts what became durable."""
+
+    def __init__(self, writer: Writer, outcomes: Counter) -> None:
+        self._writer = writer
+        self._children = {event: outcomes.labels(word) for event, word in OUTCOMES.items()}
+
+    async def commit(self, changes: tuple[Change, ...]) -> None:
+        """Commit, then count."""
+        await self._writer.commit(changes)
+        for change in changes:
+            if (child := self._children.get(change.entry.event)) is not None:
+                child.inc()
+
+    async def close(self) -> None:
+        """Close the writer."""
+        await self._writer.close()
+
+
 class _Gauges:
     def __init__(self, desk: Desk, age_s: Callable[[], float], findings: Callable[[], list[str]], version: str) -> None:
         self._desk, self._age_s, self._findings, self._version = desk, age_s, findings, version
@@ -91,38 +129,11 @@ class _Gauges:
         return self.kept
 
     def read(self) -> Iterable[Metric]:
-        build = GaugeMetricFamily("tessera_build_info", "Version of the running Tessera.", labels=["version"])
-        build.add_metric([self._version], 1)
-        yield build
-        yield GaugeMetricFamily(
-            "tessera_inventory_age_seconds", "Time since the API server was last heard.", value=self._age_s()
-        )
-        yield GaugeMetricFamily("tessera_drift_devices", "Findings of the last audit.", value=len(self._findings()))
-        yield self._gpus()
-        depth = GaugeMetricFamily("tessera_requests", "Requests in the ledger by state.", labels=["state"])
+        yield gauge("build_info", "Version of the running Tessera.", ("version",), {(self._version,): 1})
+        yield gauge("inventory_age_seconds", "Time since the API server was last heard.", (), {(): self._age_s()})
+        yield gauge("drift_devices", "Findings of the last audit.", (), {(): len(self._findings())})
+        yield from capacity(self._desk.registry)
+        yield from line(self._desk)
         tally = Tally(row.state for row in self._desk.book.live())
-        for state in State:
-            depth.add_metric([state.value.lower()], tally.get(state, 0))
-        yield depth
-
-    def _gpus(self) -> Metric:
-        family = GaugeMetricFamily("tessera_gpus", "GPUs by model and state.", labels=["model", "state"])
-        snapshot, names = self._desk.registry.snapshot(), self._desk.registry.columns.models.names
-        totals: Tally[tuple[str, str]] = Tally()
-        exact = snapshot.mode == Mode.EXACT
-        used = np.maximum(snapshot.gpus_total - snapshot.gpus_free, 0)
-        for code, name in enumerate(names):
-            ours = snapshot.exists & (snapshot.model == code)
-            if not ours.any():
-                continue
-            model = name.partition("|")[0] or "unknown"
-            sick = ours & (snapshot.health != Health.HEALTHY)
-            taken = int((ours & ~sick & exact & (snapshot.use != Use.FREE)).sum())
-            observed = ours[:, ~exact].any(axis=0)
-            taken += int(used[~exact][observed].sum())
-            totals[model, "unhealthy"] += int(sick.sum())
-            totals[model, "allocated"] += taken
-            totals[model, "free"] += int(ours.sum()) - int(sick.sum()) - taken
-        for (model, state), count in sorted(totals.items()):
-            family.add_metric([model, state], count)
-        return family
+        states: dict[tuple[str, ...], float] = {(state.value.lower(),): tally.get(state, 0) for state in State}
+        yield gauge("requests", "Requests in the ledger by state.", ("state",), states)

@@ -1,0 +1,194 @@
+"""Gauges read from the live state at a scrape: what there is, what is taken, what is stranded, and who waits.
+
+Invariant: whatever nodes and queues are called, there are at most `MODELS_MAX` models, `PROFILES_MAX` profiles and
+`QUEUES_MAX` queues in the labels; the rest together is `other`. Only the thread that owns the state may read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from policies.columns import BoolArray, Health, Mode, Snapshot, Use
+from scheduler import GPU
+from scheduler.decision.reasons import OF_REQUEST, REASONS
+from scheduler.desk import Desk
+from scheduler.inventory.registry import Booking, Registry, Source
+from scheduler.model.reservation import Row, State
+
+MODELS_MAX, PROFILES_MAX, QUEUES_MAX = 40, 60, 300
+OTHER = "other"
+STATES = ("allocated", "free", "reserved", "unhealthy", "draining")
+CAUSES = ("cordoned", "unnamed", "cpu", "memory", "pods")
+LEAST_CPU_MILLI, LEAST_MEMORY = 1000, 1 << 30
+"""A node with less than one core or one GiB left hardly takes another GPU pod: its free GPUs are stranded."""
+
+Counts = npt.NDArray[np.int64]
+
+
+def gauge(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    """Return a family `tessera_<name>` with one sample per tuple of label values."""
+    family = GaugeMetricFamily(f"tessera_{name}", text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def kept(totals: Mapping[str, float], most: int) -> dict[str, str]:
+    """Return the label of each name: its own for the `most` largest (equal ones by name), `other` for the rest."""
+    order = sorted(totals, key=lambda name: (-totals[name], name))
+    return {name: name if place < most else OTHER for place, name in enumerate(order)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """The GPUs of one model per node, `[N]` each."""
+
+    total: Counts
+    unhealthy: Counts
+    draining: Counts
+    used: Counts
+    reserved: Counts
+
+    @property
+    def free(self) -> Counts:
+        return self.total - self.unhealthy - self.draining - self.used
+
+    def states(self) -> tuple[int, ...]:
+        """Return the sums in the order of STATES."""
+        parts = (self.used - self.reserved, self.free, self.reserved, self.unhealthy, self.draining)
+        return tuple(int(part.sum()) for part in parts)
+
+
+def capacity(registry: Registry) -> Iterable[Metric]:
+    """Yield GPUs by model and state, free GPUs that nothing can use by cause, and static MIG slices by profile."""
+    snapshot = registry.snapshot()
+    causes = _causes(registry, snapshot)
+    states: Tally[tuple[str, str]] = Tally()
+    stranded: Tally[tuple[str, str]] = Tally()
+    for model, devices in _models(registry, snapshot):
+        states.update({(model, state): count for state, count in zip(STATES, devices.states(), strict=True)})
+        free = devices.free
+        for cause, there in causes.items():
+            stranded[model, cause] += int(free[there].sum())
+    names = kept(Tally({model: sum(states[model, state] for state in STATES) for model, _ in states}), MODELS_MAX)
+    yield gauge("gpus", "GPUs by model and state.", ("model", "state"), _relabelled(states, names))
+    text = "Free GPUs on nodes that can hardly take a pod, by what is lacking."
+    yield gauge("gpu_stranded", text, ("model", "cause"), _relabelled(stranded, names))
+    yield _instances(registry, snapshot)
+
+
+def line(desk: Desk) -> Iterable[Metric]:
+    """Yield how many wait and how long the first has waited, by queue; the class says who must act."""
+    depth: Tally[tuple[str, str]] = Tally()
+    oldest: dict[str, int] = {}
+    for row in desk.book.rows.values():
+        if row.state in {State.HELD, State.QUEUED}:
+            depth[row.queue, _class(desk, row)] += 1
+            oldest[row.queue] = min(row.arrival_us, oldest.get(row.queue, row.arrival_us))
+    totals: Tally[str] = Tally()
+    for (queue, _), count in depth.items():
+        totals[queue] += count
+    names = kept(totals, QUEUES_MAX)
+    yield gauge("queue_depth", "Requests that wait.", ("queue", "class"), _relabelled(depth, names))
+    now_us = desk.clock.wall_us()
+    ages: dict[tuple[str, ...], float] = {(name,): 0.0 for name in names.values()}
+    for queue, arrival_us in oldest.items():
+        ages[names[queue],] = max(ages[names[queue],], (now_us - arrival_us) / 1_000_000)
+    yield gauge("queue_oldest_seconds", "Age of the request that has waited longest.", ("queue",), ages)
+
+
+def _class(desk: Desk, row: Row) -> str:
+    """Return who must act for a waiting request, as far as the last refusal tells; else nobody need."""
+    pod = desk.registry.pods.get(row.id)
+    word = desk.known_refusal(pod) if pod is not None else ""
+    reason = REASONS.get(OF_REQUEST.get(word, word))
+    return reason.who if reason else "wait"
+
+
+def _relabelled(counts: Mapping[tuple[str, str], int], names: Mapping[str, str]) -> dict[tuple[str, ...], float]:
+    summed: Tally[tuple[str, ...]] = Tally()
+    for (name, second), count in sorted(counts.items()):
+        summed[names[name], second] += count
+    return dict(summed)
+
+
+def _models(registry: Registry, snapshot: Snapshot) -> Iterator[tuple[str, _Devices]]:
+    """Yield each model's devices; on observed nodes NVIDIA's plugin knows which are used, and here only how many."""
+    exact, ok = snapshot.mode == Mode.EXACT, snapshot.health == Health.HEALTHY
+    tokens = np.maximum(snapshot.gpus_total - snapshot.gpus_free, 0)
+    draining = snapshot.health == Health.DRAINING
+    reserved = _reserved(registry, snapshot)
+    for code, name in enumerate(registry.columns.models.names):
+        ours = snapshot.exists & (snapshot.model == code)
+        if not ours.any():
+            continue
+        total, good = ours.sum(axis=0), (ours & ok).sum(axis=0)
+        used = np.where(exact, (ours & ok & (snapshot.use != Use.FREE)).sum(axis=0), np.minimum(tokens, good))
+        drained = (ours & draining).sum(axis=0)
+        yield (
+            name.partition("|")[0] or "unknown",
+            _Devices(total, total - good - drained, drained, used, np.minimum((ours * reserved).sum(axis=0), used)),
+        )
+
+
+def _reserved(registry: Registry, snapshot: Snapshot) -> npt.NDArray[np.int64]:
+    """Return `[D, N]` 1 where a device is kept for a pod that is not bound yet; which one is a guess where observed."""
+    found = np.zeros(snapshot.exists.shape, np.int64)
+    for held in _unbound(registry):
+        row = registry.columns.rows.get(held.node)
+        if row is None:
+            continue
+        slots = [slot for slot, _ in held.devices if slot < snapshot.slots]
+        if not slots and snapshot.mode[row] == Mode.OBSERVED:
+            count = sum(number for resource, number in held.tokens if resource == GPU)
+            slots = np.flatnonzero(snapshot.exists[:, row] & (found[:, row] == 0))[:count].tolist()
+        found[slots, row] = 1
+    return found
+
+
+def _unbound(registry: Registry) -> Iterator[Booking]:
+    bound = {uid for uid, _ in registry.said(Source.OBSERVED)}
+    claimed = {uid: held for uid, held in registry.said(Source.CLAIMED) if uid not in bound}
+    yield from claimed.values()
+    yield from (held for uid, held in registry.said(Source.INTENDED) if uid not in bound and uid not in claimed)
+
+
+def _causes(registry: Registry, snapshot: Snapshot) -> dict[str, BoolArray]:
+    """Return per cause, `[N]`, the nodes that lack it; a node counts for the first cause only."""
+    cordoned = np.zeros(snapshot.nodes, np.bool_)
+    cordoned[[registry.columns.rows[name] for name, node in registry.nodes.items() if node.unschedulable]] = True
+    lacking = {
+        "cordoned": cordoned,
+        "unnamed": snapshot.foreign,
+        "cpu": snapshot.cpu_milli_free < LEAST_CPU_MILLI,
+        "memory": snapshot.memory_bytes_free < LEAST_MEMORY,
+        "pods": snapshot.pods_free <= 0,
+    }
+    assert tuple(lacking) == CAUSES
+    before = np.zeros(snapshot.nodes, np.bool_)
+    found: dict[str, BoolArray] = {}
+    for cause, there in lacking.items():
+        found[cause] = there & ~before
+        before = before | there
+    return found
+
+
+def _instances(registry: Registry, snapshot: Snapshot) -> Metric:
+    """Count the static MIG slices of observed nodes; those of exact nodes exist only while a pod holds them."""
+    totals: Tally[str] = Tally()
+    for node in registry.nodes.values():
+        if node.mode is Mode.OBSERVED:
+            totals.update(dict(node.slices))
+    left = np.maximum(snapshot.slices_free[:, snapshot.mode == Mode.OBSERVED], 0).sum(axis=1)
+    counts: dict[tuple[str, str], int] = {}
+    for profile, total in totals.items():
+        free = min(int(left[registry.columns.profiles.find(profile)]), total)
+        counts[profile, "free"], counts[profile, "allocated"] = free, total - free
+    labels = ("profile", "state")
+    return gauge("mig_instances", "MIG instances.", labels, _relabelled(counts, kept(totals, PROFILES_MAX)))

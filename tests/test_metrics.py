@@ -1,0 +1,246 @@
+"""Metrics: their names, their label sets, and that they agree with the state they speak of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from policies.columns import Health
+from scheduler.clock import RealClock
+from scheduler.decision.pipeline import Policies
+from scheduler.decision.reasons import REASONS
+from scheduler.desk import Desk
+from scheduler.errors import StoreError
+from scheduler.gauges import CAUSES, QUEUES_MAX, STATES, kept
+from scheduler.intake.node import read_node
+from scheduler.intake.pod import read_pod
+from scheduler.ledger.ledger import advance
+from scheduler.metrics import OUTCOMES, Metrics
+from scheduler.model.reservation import Change, Event
+from tests.objects import raw_node, raw_pod
+
+H100 = "NVIDIA-H100-80GB-HBM3"
+SERIES_MAX = 2000
+PROMTOOL = shutil.which("promtool")
+
+
+class Scene:
+    """A desk and its metrics, read as Prometheus reads them."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(RealClock(), Policies())
+        self.metrics = Metrics(self.desk.clock, "1.2.3")
+        self.metrics.watch(self.desk, lambda: 1.5, lambda: ["one finding"])
+
+    def node(self, name: str, *, slices: dict[str, str] | None = None, cordoned: bool = False, **how: object) -> None:
+        raw = raw_node(name, **how)  # type: ignore[arg-type]
+        raw["status"]["allocatable"].update(slices or {})
+        raw["spec"]["unschedulable"] = cordoned
+        node = read_node(raw, {})
+        assert node is not None
+        self.desk.registry.put_node(node)
+
+    def health(self, node: str, slot: int, health: Health) -> None:
+        self.desk.registry.columns.column("health")[slot, self.desk.registry.columns.rows[node]] = health
+
+    def waits(self, name: str, queue: str = "default", created: str = "2026-01-01T00:00:00Z", gpus: int = 1) -> None:
+        raw = raw_pod(name, gpus, created=created)
+        raw["metadata"]["labels"] = {"tessera.dev/queue": queue}
+        pod = read_pod(raw)
+        self.desk.registry.put_pod(pod)
+        born = self.desk.template(pod)
+        now_us = self.desk.clock.wall_us()
+        self.desk.book.apply((advance(None, Event.SUBMIT, now_us=now_us, fence=0, born=born),))
+
+    def bound(self, name: str, node: str, gpus: int = 1) -> None:
+        written = self.desk.claim(read_pod(raw_pod(name, gpus)), node)[-1].after.allocation
+        annotations = {"tessera.dev/allocation": written}
+        self.desk.registry.put_pod(read_pod(raw_pod(name, gpus, node=node, annotations=annotations)))
+
+    def text(self) -> str:
+        self.metrics.refresh()
+        return self.metrics.render().decode()
+
+    def samples(self, name: str) -> dict[tuple[str, ...], float]:
+        """Return the values of one metric by its label values, in the order of the label names."""
+        return {
+            tuple(value for _, value in sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.text())
+            for sample in family.samples
+            if sample.name == name
+        }
+
+
+class Disk:
+    """A writer that may be out of room."""
+
+    full = False
+
+    async def commit(self, changes: tuple[Change, ...]) -> None:
+        if self.full:
+            raise StoreError("disk full")
+
+    async def close(self) -> None:
+        self.full = True
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_every_gpu_is_in_exactly_one_state(scene: Scene) -> None:
+    scene.node("exact")
+    scene.node("seen", mode="observed")
+    scene.bound("one", "exact", 2)
+    scene.bound("two", "seen", 3)
+    scene.desk.claim(read_pod(raw_pod("soon", 1)), "exact")
+    scene.desk.claim(read_pod(raw_pod("later", 2)), "seen")
+    scene.desk.filter(read_pod(raw_pod("promised", 1)), ["exact"])
+    scene.health("exact", 7, Health.BAD)
+    scene.health("exact", 6, Health.DRAINING)
+    found = scene.samples("tessera_gpus")
+    assert found == {
+        (H100, "allocated"): 5,
+        (H100, "free"): 5,
+        (H100, "reserved"): 4,
+        (H100, "unhealthy"): 1,
+        (H100, "draining"): 1,
+    }
+    assert {state for _, state in found} == set(STATES)
+
+
+def test_free_gpus_that_nothing_can_use_are_stranded_for_one_cause(scene: Scene) -> None:
+    scene.node("full")
+    scene.desk.registry.put_pod(read_pod(raw_pod("eater", 0, "95.5", node="full", scheduler="other")))
+    scene.node("away", cordoned=True)
+    scene.node("held")
+    scene.desk.registry.put_pod(read_pod(raw_pod("foreign", 1, node="held", scheduler="other")))
+    scene.node("good")
+    found = scene.samples("tessera_gpu_stranded")
+    assert {cause: found[cause, H100] for cause in CAUSES} == {
+        "cordoned": 8,
+        "unnamed": 8,
+        "cpu": 8,
+        "memory": 0,
+        "pods": 0,
+    }
+
+
+def test_static_mig_slices_are_counted_where_the_plugin_offers_them(scene: Scene) -> None:
+    scene.node("seen", mode="observed", slices={"nvidia.com/mig-1g.10gb": "7"})
+    raw = raw_pod("one", 0, node="seen")
+    raw["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/mig-1g.10gb"] = "3"
+    raw["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] = "3"
+    scene.desk.registry.put_pod(read_pod(raw))
+    assert scene.samples("tessera_mig_instances") == {("1g.10gb", "free"): 4, ("1g.10gb", "allocated"): 3}
+
+
+def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene) -> None:
+    scene.node("exact")
+    scene.node("other")
+    scene.waits("one", "vision")
+    scene.waits("two", "vision", "2026-01-02T00:00:00Z")
+    scene.waits("big", "speech", gpus=99)
+    scene.desk.filter(scene.desk.registry.pods["uid-big"], ["exact", "other"])
+    assert scene.samples("tessera_queue_depth") == {("wait", "vision"): 2, ("change", "speech"): 1}
+    ages = scene.samples("tessera_queue_oldest_seconds")
+    now_s = scene.desk.clock.wall_us() / 1_000_000
+    assert ages["vision",] == pytest.approx(now_s - 1_767_225_600, abs=60)
+    assert set(ages) == {("vision",), ("speech",)}
+
+
+async def test_only_what_became_durable_counts_as_an_allocation(scene: Scene) -> None:
+    scene.node("exact")
+    disk = Disk()
+    writer = scene.metrics.counting(disk)
+    changes = scene.desk.claim(read_pod(raw_pod("one", 1)), "exact")
+    await writer.commit(changes)
+    post = advance(changes[-1].after, Event.POST, now_us=1, fence=0)
+    await writer.commit((post,))
+    disk.full = True
+    with pytest.raises(StoreError):
+        await writer.commit((post,))
+    found = scene.samples("tessera_allocations_total")
+    assert {outcome for (outcome,) in found} == set(OUTCOMES.values())
+    assert {outcome for (outcome,), count in found.items() if count} == {"bound"}
+    assert found["bound",] == 1
+    disk.full = False
+    await writer.close()
+    assert disk.full
+
+
+def test_names_and_labels_are_those_promised(scene: Scene) -> None:
+    fill(scene)
+    families = {family.name: family for family in text_string_to_metric_families(scene.text())}
+    labels = {
+        name: {key for sample in family.samples for key in sample.labels} - {"le"} for name, family in families.items()
+    }
+    assert labels == {
+        "tessera_build_info": {"version"},
+        "tessera_extender_request_duration_seconds": {"verb"},
+        "tessera_extender_requests": {"verb", "code"},
+        "tessera_filter_rejections": {"reason"},
+        "tessera_inventory_age_seconds": set(),
+        "tessera_gpus": {"model", "state"},
+        "tessera_gpu_stranded": {"model", "cause"},
+        "tessera_mig_instances": {"profile", "state"},
+        "tessera_queue_depth": {"queue", "class"},
+        "tessera_queue_oldest_seconds": {"queue"},
+        "tessera_allocations": {"outcome"},
+        "tessera_drift_devices": set(),
+        "tessera_requests": {"state"},
+    }
+
+
+def test_series_stay_bounded_whatever_things_are_called(scene: Scene) -> None:
+    for number in range(200):
+        node = {"product": f"GPU-{number}", "gpus": 1, "mode": "observed"}
+        scene.node(f"n{number}", slices={f"nvidia.com/mig-1g.{number}gb": "1"}, **node)
+    for number in range(700):
+        scene.waits(f"p{number}", f"queue-{number}")
+    for verb in ("filter", "prioritize", "bind"):
+        for code in ("ok", "refused", "error", "malformed"):
+            scene.metrics.answered(verb, code)
+    for word in REASONS:
+        scene.metrics.rejected(word)
+    lines = [line for line in scene.text().splitlines() if not line.startswith("#")]
+    assert len(lines) <= SERIES_MAX
+    depth = scene.samples("tessera_queue_depth")
+    assert len(depth) == QUEUES_MAX + 1
+    assert sum(depth.values()) == 700
+    assert sum(scene.samples("tessera_gpus").values()) == 200
+    assert not [line for line in lines if "uid-" in line or "p699" in line]
+
+
+def test_the_largest_keep_their_names() -> None:
+    assert kept({"a": 1, "b": 5, "c": 5}, 2) == {"b": "b", "c": "c", "a": "other"}
+    assert kept({}, 2) == {}
+
+
+def fill(scene: Scene) -> None:
+    """Give every metric a sample."""
+    scene.node("exact")
+    scene.node("seen", mode="observed", slices={"nvidia.com/mig-1g.10gb": "7"})
+    scene.waits("one")
+    scene.metrics.answered("filter", "ok")
+    scene.metrics.rejected("GpusBusy")
+    scene.metrics.counting(Disk())
+
+
+@pytest.mark.skipif(
+    PROMTOOL is None and os.environ.get("CI") != "true",
+    reason="promtool is not on the PATH (on Debian: apt-get install prometheus)",
+)
+def test_promtool_finds_nothing_to_complain_about(scene: Scene, tmp_path: Path) -> None:
+    fill(scene)
+    assert PROMTOOL, "promtool"
+    done = subprocess.run(
+        [PROMTOOL, "check", "metrics"], input=scene.text(), capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
