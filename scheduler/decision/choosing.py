@@ -84,7 +84,7 @@ def _shares(alone: Snapshot, ask: Ask, node: Node) -> list[Grant]:
 
 def _packed(parts: tuple[int, ...], room: list[int], order: list[int]) -> list[list[int]]:
     """Give each container the first devices in this order that have room; empty when one finds too few."""
-    left, chosen = list(room), []
+    left, chosen = list(room), list[list[int]]()
     for count in parts:
         devices = [dev for dev in order if left[dev] > 0][:count]
         for dev in devices:
@@ -95,7 +95,7 @@ def _packed(parts: tuple[int, ...], room: list[int], order: list[int]) -> list[l
 
 def _levelled(parts: tuple[int, ...], room: list[int], order: list[int]) -> list[list[int]]:
     """Serve the largest container first, from the devices with most room: this finds a way whenever there is one."""
-    left, chosen = list(room), [[0]] * len(parts)
+    left, chosen = list(room), [list[int]() for _ in parts]
     for index in sorted(range(len(parts)), key=lambda index: -parts[index]):
         chosen[index] = sorted(order, key=lambda dev: -left[dev])[: parts[index]]
         for dev in chosen[index]:
