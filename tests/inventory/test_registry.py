@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.columns import DEVICE_COLUMNS, Use
+from scheduler import geometry
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.inventory.registry import Registry, Source, booking
@@ -26,11 +27,28 @@ COLUMNS = (
     "mode",
     "use",
     "model",
+    "shares_free",
+    "slices_total",
+    "memory_mib_free",
+    "memory_mib_total",
+    "milli_free",
+    "mig_mode",
+    "occupancy",
+    "family",
+    "mig_row",
 )
+TABLES = geometry.placements()
+H100 = "H100-80"
+TOKENS = {"nvidia.com/mig-1g.10gb": "7", "nvidia.com/mig-1g.10gb.me": "7", "nvidia.com/mig-3g.40gb": "14"}
+TOKENS |= {"tessera.dev/share": "128"}
 
 
-def node(name: str, **how: object) -> Node:
-    made = read_node(raw_node(name, **how), {})  # type: ignore[arg-type]
+def node(name: str, *, mig: str = "", **how: object) -> Node:
+    raw = raw_node(name, **how)  # type: ignore[arg-type]
+    if mig:
+        raw["metadata"]["labels"]["tessera.dev/mig-devices"] = mig
+        raw["status"]["allocatable"] |= TOKENS
+    made = read_node(raw, geometry.products())
     assert made is not None
     return made
 
@@ -41,6 +59,28 @@ def pod(name: str, **how: object) -> Pod:
 
 def holding(*devices: int, node_name: str = "a") -> Allocation:
     return Allocation("id", 1, 1, node_name, "exact", (("main", tuple(Grant("whole", dev=dev) for dev in devices)),))
+
+
+def divided(name: str, resource: str, *containers: tuple[Grant, ...], on: str = "a") -> tuple[Pod, Allocation]:
+    """A pod of one container per tuple, and the allocation with these grants."""
+    raw = raw_pod(name, 0)
+    (model,) = raw["spec"]["containers"]
+    raw["spec"]["containers"] = [
+        model | {"name": f"c{i}", "resources": {"limits": {"cpu": "1", resource: str(len(grants))}}}
+        for i, grants in enumerate(containers)
+    ]
+    if resource == "tessera.dev/share":
+        raw["metadata"]["annotations"] = {"tessera.dev/gpu-milli": "100"}
+    held = tuple((f"c{i}", grants) for i, grants in enumerate(containers))
+    return read_pod(raw), Allocation("id", 1, 1, on, "exact", held)
+
+
+def instance(dev: int, start: int, profile: str = "1g.10gb", size: int = 1) -> Grant:
+    return Grant("mig", dev=dev, profile=profile, start=start, size=size)
+
+
+def share(dev: int, milli: int = 300, mib: int = 2000) -> Grant:
+    return Grant("share", dev=dev, milli=milli, mib=mib)
 
 
 def column(registry: Registry, name: str, where: str) -> object:
@@ -99,7 +139,9 @@ def test_a_heartbeat_is_no_change() -> None:
     first = node("a")
     assert registry.put_node(first)
     before = registry.generation
-    again = read_node(raw_node("a") | {"metadata": raw_node("a")["metadata"] | {"resourceVersion": "99"}}, {})
+    again = read_node(
+        raw_node("a") | {"metadata": raw_node("a")["metadata"] | {"resourceVersion": "99"}}, geometry.products()
+    )
     assert again is not None
     assert not registry.put_node(again)
     assert registry.generation == before
@@ -192,9 +234,104 @@ def test_nodes_that_are_gone_leave_nothing_behind() -> None:
     assert len(registry.columns.names) == 1
 
 
+def test_instances_take_slices_and_engines_of_their_device() -> None:
+    registry = Registry(TABLES)
+    registry.put_node(node("a", gpus=4, mig="0-1"))
+    assert column(registry, "occupancy", "a")[:5] == [0xFF00] * 4 + [0xFFFF]  # type: ignore[index]
+    assert column(registry, "family", "a")[:5] == [0, 0, 0, 0, -1]  # type: ignore[index]
+    empty = TABLES.row(H100, 0, (0,))
+    assert column(registry, "mig_row", "a")[:4] == [empty, empty, 0, 0]  # type: ignore[index]
+    one, held = divided("p", "nvidia.com/mig-1g.10gb.me", (instance(0, 6, "1g.10gb+me"), instance(1, 0, "1g.10gb+me")))
+    registry.say(one.uid, Source.CLAIMED, booking(one, "a", held))
+    two, big = divided("q", "nvidia.com/mig-3g.40gb", (instance(0, 0, "3g.40gb", 4),))
+    registry.say(two.uid, Source.CLAIMED, booking(two, "a", big))
+    assert column(registry, "use", "a")[:4] == [Use.MIG, Use.MIG, Use.FREE, Use.FREE]  # type: ignore[index]
+    assert column(registry, "occupancy", "a")[:2] == [0xFF4F, 0xFF01]  # type: ignore[index]
+    rows = [TABLES.row(H100, 0x4F, (1,)), TABLES.row(H100, 0x01, (1,))]
+    assert column(registry, "mig_row", "a")[:2] == rows  # type: ignore[index]
+    profiles = registry.columns.profiles
+    left = [column(registry, "slices_free", "a")[profiles.find(name)] for name in ("1g.10gb", "1g.10gb+me", "3g.40gb")]  # type: ignore[index]
+    assert left == [7, 5, 13]
+    registry.unsay(one.uid, Source.CLAIMED)
+    registry.unsay(two.uid, Source.CLAIMED)
+    assert column(registry, "mig_row", "a")[:2] == [empty, empty]  # type: ignore[index]
+
+
+def test_of_an_instance_that_is_in_no_table_every_engine_counts_as_used() -> None:
+    registry = Registry(TABLES)
+    registry.put_node(node("a", gpus=1, mig="0"))
+    one, held = divided("p", "nvidia.com/mig-1g.10gb", (instance(0, 2, "1g.11gb"),))
+    registry.say(one.uid, Source.OBSERVED, booking(one, "a", held))
+    assert column(registry, "mig_row", "a")[0] == TABLES.row(H100, 0b100, (1,))  # type: ignore[index]
+
+
+def test_shares_add_up_on_their_device() -> None:
+    registry = Registry(TABLES)
+    registry.put_node(node("a", gpus=2, mig="none"))
+    one, held = divided("p", "tessera.dev/share", (share(0), share(1)), (share(0),))
+    registry.say(one.uid, Source.CLAIMED, booking(one, "a", held))
+    assert column(registry, "milli_free", "a")[:2] == [400, 700]  # type: ignore[index]
+    assert column(registry, "memory_mib_free", "a")[:2] == [81559 - 4000, 81559 - 2000]  # type: ignore[index]
+    assert column(registry, "use", "a")[:2] == [Use.SHARED, Use.SHARED]  # type: ignore[index]
+    assert column(registry, "shares_free", "a") == 125
+    registry.unsay(one.uid, Source.CLAIMED)
+    assert column(registry, "milli_free", "a")[:2] == [1000, 1000]  # type: ignore[index]
+
+
+def test_what_init_containers_share_counts_once() -> None:
+    raw = raw_pod("p", 0)
+    (app,) = raw["spec"]["containers"]
+    raw["spec"]["initContainers"] = [
+        app | {"name": name, "resources": {"limits": {"tessera.dev/share": "2"}}} for name in ("i0", "i1")
+    ]
+    app["resources"] = {"limits": {"tessera.dev/share": "1"}}
+    raw["metadata"]["annotations"] = {"tessera.dev/gpu-milli": "300"}
+    grants = (("i0", (share(1),)), ("i1", (share(1),)), (app["name"], (share(0),)))
+    held = booking(read_pod(raw), "a", Allocation("id", 1, 1, "a", "exact", grants))
+    assert sorted((part.slot, part.milli) for part in held.parts) == [(0, 300), (1, 300)]
+
+
+def test_a_device_in_two_uses_is_taken_whole() -> None:
+    registry = Registry(TABLES)
+    registry.put_node(node("a", gpus=3, mig="2"))
+    one, held = divided("p", "tessera.dev/share", (share(0), share(1), share(2)))
+    registry.say(one.uid, Source.OBSERVED, booking(one, "a", held))
+    other = pod("q", gpus=1)
+    registry.say(other.uid, Source.OBSERVED, booking(other, "a", holding(0)))
+    third, cut = divided("r", "nvidia.com/mig-1g.10gb", (instance(2, 0), instance(1, 0)))
+    registry.say(third.uid, Source.OBSERVED, booking(third, "a", cut))
+    assert column(registry, "use", "a")[:3] == [Use.WHOLE] * 3  # type: ignore[index]
+    assert column(registry, "milli_free", "a")[:3] == [0, 0, 0]  # type: ignore[index]
+    assert column(registry, "mig_row", "a")[:3] == [0, 0, 0]  # type: ignore[index]
+    assert column(registry, "occupancy", "a")[:3] == [0xFFFF] * 3  # type: ignore[index]
+
+
+def test_no_number_of_huge_shares_wraps_around() -> None:
+    registry = Registry(TABLES)
+    registry.put_node(node("a", gpus=1))
+    for number in range(20):
+        one, held = divided(f"p{number}", "tessera.dev/share", (share(0, 1000, 2**31 - 1),))
+        registry.say(one.uid, Source.OBSERVED, booking(one, "a", held))
+    assert column(registry, "memory_mib_free", "a")[0] < 0  # type: ignore[index]
+    assert not registry.differences("a")
+
+
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 EVENTS = st.one_of(
-    st.tuples(st.just("node"), NAMES, st.sampled_from([0, 2, 8, 16]), st.sampled_from(["exact", "observed"])),
+    st.tuples(
+        *(st.just("node"), NAMES, st.sampled_from([0, 2, 8, 16])),
+        *(st.sampled_from(["exact", "observed"]), st.sampled_from(["", "none", "0-1", "all"])),
+    ),
+    st.tuples(
+        *(st.just("cut"), st.integers(0, 5), st.sampled_from(list(Source)), NAMES),
+        st.lists(
+            st.tuples(st.integers(0, 3), st.integers(0, 7), st.sampled_from(["1g.10gb", "1g.10gb+me", "3g.40gb"]))
+        ),
+    ),
+    st.tuples(
+        *(st.just("share"), st.integers(0, 5), st.sampled_from(list(Source)), NAMES),
+        st.lists(st.tuples(st.integers(0, 3), st.integers(1, 1000), st.integers(1, 2**31 - 1))),
+    ),
     st.tuples(st.just("gone"), NAMES),
     st.tuples(st.just("bound"), st.integers(0, 5), NAMES, st.integers(0, 4), st.booleans()),
     st.tuples(st.just("over"), st.integers(0, 5)),
@@ -205,8 +342,15 @@ EVENTS = st.one_of(
 
 def play(registry: Registry, event: tuple[object, ...]) -> None:
     match event:
-        case ("node", str(name), int(gpus), str(mode)):
-            registry.put_node(node(name, gpus=gpus, mode=mode))
+        case ("node", str(name), int(gpus), str(mode), str(mig)):
+            registry.put_node(node(name, gpus=gpus, mode=mode, mig=mig))
+        case ("cut", int(number), Source() as source, str(name), list(cuts)):
+            grants = tuple(instance(dev, start, profile, 4 if "3g" in profile else 1) for dev, start, profile in cuts)
+            made, held = divided(f"p{number}", "nvidia.com/mig-1g.10gb", grants, on=name)
+            registry.say(made.uid, source, booking(made, name, held))
+        case ("share", int(number), Source() as source, str(name), list(parts)):
+            made, held = divided(f"p{number}", "tessera.dev/share", tuple(share(*part) for part in parts), on=name)
+            registry.say(made.uid, source, booking(made, name, held))
         case ("gone", str(name)):
             registry.remove_node(name, f"uid-{name}")
         case ("bound", int(number), str(name), int(gpus), bool(named)):
@@ -225,7 +369,7 @@ def play(registry: Registry, event: tuple[object, ...]) -> None:
 
 @given(st.lists(EVENTS, max_size=40))
 def test_the_columns_always_equal_a_rebuild(events: list[tuple[object, ...]]) -> None:
-    registry = Registry()
+    registry = Registry(TABLES)
     for event in events:
         play(registry, event)
     live = registry.snapshot()
@@ -239,6 +383,8 @@ def test_the_columns_always_equal_a_rebuild(events: list[tuple[object, ...]]) ->
                 one, other = one[: min(len(one), len(other))], other[: min(len(one), len(other))]
                 if column_name == "model":
                     continue  # codes are given in order of arrival
+            if column_name == "slices_total":
+                one, other = sorted(one[one > 0]), sorted(other[other > 0])  # so are those of profiles
             assert np.array_equal(one, other), (name, column_name)
     assert set(registry.columns.rows) == set(registry.nodes)
     used = [name for name in registry.columns.names if name]
