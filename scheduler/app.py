@@ -6,8 +6,7 @@ Stop: refuse new work, let binds in flight end, flush, give the lease back.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from random import Random
 
 import structlog
@@ -16,6 +15,7 @@ from scheduler import geometry
 from scheduler.binding import Binder
 from scheduler.clock import Clock
 from scheduler.config import Settings
+from scheduler.crew import Crew
 from scheduler.desk import Desk
 from scheduler.errors import StoreError
 from scheduler.kube.port import Cluster
@@ -54,7 +54,7 @@ class App:
         self.audit, self.reconcile = Audit(self.desk, self.settler, clock), Reconcile(self.desk, self.settler, clock)
         self.recovered = False
         self.holds: Callable[[], bool] = lambda: True  # whether the cluster's Lease is ours; the process says
-        self._tasks: list[asyncio.Task[None]] = []
+        self.crew = Crew()
         nodes = NodeSink(self.desk, dict(geometry.products()))
         pods = PodSink(self.desk, self.settler, self.waker)
         self.reflectors = (
@@ -79,22 +79,21 @@ class App:
             raise StoreError(f"the journal does not verify at row {verified.first_bad}: {verified.text}")
         self.desk.book = Book(*self.store.load())
         for reflector in self.reflectors:  # nodes first, so that pods are booked on rows that are there
-            self._spawn(reflector.run())
+            self.crew.spawn(reflector.run())
             while not reflector.synced:
+                self.crew.check()
                 await self.clock.sleep(0.01)
         await self.reconcile.recover()
-        self._spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
-        self._spawn(forever("wake", self.waker.step, self.clock, 0.1))
-        self._spawn(forever("audit", self.audit.step, self.clock, 1.0))
+        self.crew.spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
+        self.crew.spawn(forever("wake", self.waker.step, self.clock, 0.1))
+        self.crew.spawn(forever("audit", self.audit.step, self.clock, 1.0))
         self.recovered = True
 
     async def stop(self) -> None:
         """Refuse new work, let what is in flight end, flush and let go."""
         self.recovered = False
         await self.binder.drain()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.crew.dismiss()
         await self.writer.close()
 
     def age_s(self) -> float:
@@ -109,6 +108,3 @@ class App:
             return "the cluster's Lease could not be renewed: another Tessera may take over"
         age_s = self.age_s()
         return f"the API server was last heard {age_s:.0f} s ago" if age_s > STALE_S else ""
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(work))

@@ -28,6 +28,7 @@ from scheduler.settling import Settler, Writer
 log = structlog.get_logger(__name__)
 
 POSTS_MAX = 3
+DRAIN_S = 3.0
 BUSY, BUSY_S = 429, 0.1  # status of an API server that did nothing, and the shortest wait for it
 BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 
@@ -71,8 +72,13 @@ class Binder:
         return ""
 
     async def drain(self) -> None:
-        """Wait for the binds in flight (a graceful stop)."""
-        await asyncio.gather(*(task for _, task in self._running.values()), return_exceptions=True)
+        """Let the binds in flight end, for a while; the others are left to the next start, which reads them back."""
+        running = [task for _, task in self._running.values()]
+        if running:
+            _, late = await asyncio.wait(running, timeout=DRAIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def _done(self, uid: str, task: asyncio.Task[None]) -> None:
         del self._running[uid]

@@ -24,7 +24,7 @@ from scheduler import logs
 from scheduler.app import App
 from scheduler.clock import Clock, RealClock
 from scheduler.embedded.world import World
-from scheduler.errors import ConfigError, OccupiedError
+from scheduler.errors import ConfigError
 from scheduler.ids import random_ids
 from scheduler.kube.lease import Occupancy
 from scheduler.kube.port import Cluster
@@ -35,7 +35,8 @@ from scheduler.web.tls import Files, MutualTlsSite, RotatingContext
 
 log = structlog.get_logger(__name__)
 
-STOP_S = 8.0
+STOP_S = 6.0
+HANG_UP_S = 0.5  # twice this for each listener, for clients that never finish what they began
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,30 +154,36 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
                 (metrics_app(app.views), options.metrics, None),
             )
         ]
-        keeping = loop.create_task(occupancy.run())
+        ends = [loop.create_task(work) for work in (occupancy.run(), app.crew.failed(), stop.wait())]
         starting = loop.create_task(app.start())
-        stopping = loop.create_task(stop.wait())
-        done, _ = await asyncio.wait({keeping, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting in done:
-            starting.result()
-            gc.collect()
-            gc.freeze()
-            _say_ready(urls)
-            done, _ = await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (starting, stopping):
-            task.cancel()
-        lost = keeping in done
-        keeping.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                await app.stop()
-                if not lost:
-                    await occupancy.release()
-        if lost:
-            raise OccupiedError("another Tessera has taken over this cluster; this one has stopped")
+        try:
+            await asyncio.wait({*ends, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                gc.collect()
+                gc.freeze()
+                _say_ready(urls)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over = [task for task in ends if task.done()]
+            for task in (starting, *ends):
+                task.cancel()
+            await _stop(app, occupancy)
+        for task in over:
+            task.result()  # raises, unless we were told to stop
     finally:
         for runner in runners:
             await runner.cleanup()
+
+
+async def _stop(app: App, occupancy: Occupancy) -> None:
+    """End in good order, but not later than we were told to."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            await app.stop()
+            await occupancy.release()
+    except TimeoutError:
+        log.warning("stop.cut_short", seconds=STOP_S)
 
 
 def _say_ready(urls: list[str]) -> None:
@@ -202,7 +209,7 @@ async def _listen(
     allowed: Collection[str],
 ) -> str:
     host, port = split(address)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HANG_UP_S)
     await runner.setup()
     runners.append(runner)
     try:
