@@ -47,6 +47,9 @@ def cluster(
     dump: Annotated[Path | None, typer.Option(help="Folder for what the auditor reads, and logs.")] = None,
     kinds: Annotated[str, typer.Option(help="Kinds of ask the pods are drawn from.")] = "none,whole,mig,share",
     trace: Annotated[str | None, typer.Option(help="Trace to replay, such as openb:default.")] = None,
+    traces: Annotated[
+        Path | None, typer.Option(envvar="TESSERA_TRACES", help="Folder of traces; a built-in stand-in without it.")
+    ] = None,
     drop_refused: Annotated[bool, typer.Option(help="Delete refused pods (traces).")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +59,7 @@ def cluster(
     if way == "queue" or queues:
         _refuse("The queue way is not available yet; leave out --way queue and --queues.")
     if trace or drop_refused:
-        _refuse("Traces are not available yet; leave out --trace and --drop-refused.")
+        _replay(trace or "", traces, seed, dump, drop_refused=drop_refused, as_json=as_json)
     if kills > pods // 5:
         _refuse(f"{kills} kills need at least {kills * 5} pods, so that one is in flight at each.")
     from bench.cluster import BenchError, Settings, run_cluster  # noqa: PLC0415 - usage errors need no aiohttp
@@ -72,6 +75,27 @@ def cluster(
         except UnreachableError as error:
             _refuse(str(error))
         except (BenchError, UnavailableError) as error:
+            report = {"seed": seed, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+def _replay(
+    trace: str, folder: Path | None, seed: int, dump: Path | None, *, drop_refused: bool, as_json: bool
+) -> NoReturn:
+    """Run a trace instead of the mix."""
+    if not trace or not drop_refused:
+        _refuse("--trace and --drop-refused go together: pods of a trace stay, and refused ones are deleted.")
+    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
+    from bench.trace import TraceError  # noqa: PLC0415 - as in cluster
+    from bench.trace_run import Settings, TraceRunError, run_trace  # noqa: PLC0415 - as in cluster
+
+    with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
+        settings = Settings(trace, folder, seed, dump or Path(temporary))
+        try:
+            report = asyncio.run(run_trace(settings, _narrator()))
+        except TraceError as error:
+            _refuse(str(error))
+        except (TraceRunError, UnavailableError) as error:
             report = {"seed": seed, "ok": False, "error": str(error)}
     _finish(report, as_json=as_json)
 
