@@ -115,7 +115,7 @@ class Script:
         await self.clock.sleep(EVICTED_S)
         await self.cluster.delete("nodes", "", name, uid=node["metadata"]["uid"])
         lost = [pod for pod in await self._pods() if pod["spec"].get("nodeName") == name]
-        self._note(f"{name} is removed; its pods are sent anew: {len(lost)}")
+        self._note(f"{name} is removed; what still ran there is sent anew")
         for pod in lost:
             await self._take_back(pod, grace_s=0)
             if pod["status"].get("phase") not in ("Succeeded", "Failed"):
