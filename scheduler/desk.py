@@ -112,6 +112,8 @@ class Desk:
 
     def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
         """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
+        if not len(rows) and self.intents.excluded(pod.uid, self.clock.monotonic()):
+            return Answer([], "BackingOff")
         if len(rows) == 1:
             ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
             return Answer([], judge_row(snapshot, int(rows[0]), ask, self.mix, self.policies, masks=FILTER_MASKS))

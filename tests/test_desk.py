@@ -118,6 +118,14 @@ def test_an_intent_lapses_and_keeps_the_pod_off_that_node_for_a_while(loop: Virt
     assert made.filter(pod("two", 4), first).names == first
 
 
+def test_a_pod_kept_off_the_only_node_hears_that_it_backs_off_and_not_that_the_node_is_odd(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    assert made.filter(pod("one", 4), ["a"]).names == ["a"]
+    loop.run_until_complete(made.clock.sleep(16))
+    assert made.filter(pod("one", 4), ["a"]).reason == "BackingOff"
+    assert made.filter(pod("two", 4), ["a"]).names == ["a"]
+
+
 def test_a_pod_known_to_wait_is_refused_without_a_new_decision_until_something_is_freed(loop: VirtualLoop) -> None:
     made = desk(loop, "a", "b")
     made.claim(pod("one", 4), "a")

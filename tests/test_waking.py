@@ -180,6 +180,19 @@ async def test_a_pod_refused_in_its_back_off_is_woken_when_that_ends(here: Room)
 
 
 @virtual
+async def test_a_pod_whose_intent_came_to_nothing_is_woken_again(here: Room) -> None:
+    """Somebody's answer was lost; only this node would do, and it is left out for a minute."""
+    pod = await here.pod("one", 4)
+    assert here.desk.filter(pod, ["a"]).names == ["a"]
+    here.waker.watch(pod)
+    for _ in range(800):
+        await here.clock.sleep(0.1)
+        await here.waker.step()
+    assert await here.nudges("one")
+    assert here.desk.filter(pod, ["a"]).names == ["a"]
+
+
+@virtual
 async def test_a_pod_that_goes_while_others_are_judged_gets_no_room(here: Room) -> None:
     here.clock.tick_s = 0.05  # so the loop turns between two pods
     pods = [await here.pod(f"p{number}", 1) for number in range(3)]
