@@ -48,12 +48,12 @@ class Ask:
     def share_of(self, device_mib: int) -> tuple[int, int] | None:
         """Return milli and MiB that one share takes of a device of this size; None when no device can say.
 
-        A memory share of a device of unknown size cannot be told; a milli share of one has no memory.
+        A memory share of a device of unknown size (0) cannot be told.
         """
         if self.mib and not self.milli:
             return (max(1, MILLI * self.mib // device_mib), self.mib) if device_mib else None
         if self.milli and not self.mib:
-            return self.milli, max(1, self.milli * device_mib // MILLI) if device_mib else 0
+            return self.milli, max(1, self.milli * device_mib // MILLI)
         return self.milli, self.mib
 
 

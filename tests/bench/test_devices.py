@@ -112,7 +112,7 @@ def test_legal_slices(product: str, profile: str, start: int, size: int, fault: 
         (Ask(SHARE, 1, milli=333), 81559, (333, 27159)),
         (Ask(SHARE, 1, milli=1), 500, (1, 1)),
         (Ask(SHARE, 1, milli=100, mib=5), 81559, (100, 5)),
-        (Ask(SHARE, 1, milli=100), 0, (100, 0)),
+        (Ask(SHARE, 1, milli=100), 0, (100, 1)),
         (Ask(SHARE, 1, mib=100), 0, None),
     ],
 )
