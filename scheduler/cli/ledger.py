@@ -11,16 +11,18 @@ import typer
 from scheduler.errors import TesseraError
 from scheduler.store.store import Store
 
+from .places import default_url
+
 app = typer.Typer(name="ledger", help="Check and export the ledger's journal.", no_args_is_help=True)
 
-Url = Annotated[str, typer.Option("--db", help="sqlite:///FILE or postgresql://HOST/NAME")]
+Url = Annotated[str, typer.Option("--db", help="sqlite:///FILE or postgresql://HOST/NAME; default: as `serve`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @app.command()
-def verify(db: Url, *, as_json: AsJson = False) -> None:
+def verify(db: Url = "", *, as_json: AsJson = False) -> None:
     """Check every line's hash and transition, and that rows and accounts agree with them."""
-    summary, text = _verify(db)
+    summary, text = _verify(db or default_url())
     if as_json:
         sys.stdout.write(orjson.dumps(summary).decode() + "\n")
     elif summary["ok"]:
@@ -44,10 +46,10 @@ def _summary(rows: int, head: str | None, *, ok: bool, first_bad: int | None) ->
 
 
 @app.command()
-def export(db: Url) -> None:
+def export(db: Url = "") -> None:
     """Write the journal to stdout, one JSON object a line, exactly as it was hashed."""
     try:
-        with Store.read(db) as store:
+        with Store.read(db or default_url()) as store:
             for line in store.journal():
                 sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_SORT_KEYS) + b"\n")
             sys.stdout.buffer.flush()

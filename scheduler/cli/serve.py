@@ -33,6 +33,8 @@ from scheduler.store.writer import ThreadedWriter
 from scheduler.web.routes import api_app, extender_app, metrics_app
 from scheduler.web.tls import Files, MutualTlsSite, RotatingContext
 
+from .places import default_url, make_state_folder
+
 log = structlog.get_logger(__name__)
 
 STOP_S = 6.0
@@ -79,23 +81,6 @@ def run(options: Options) -> None:
     asyncio.run(_serve(options))
 
 
-def state_folder() -> Path:
-    """Return where the ledger lives unless --db says otherwise; makes it, readable by its owner alone.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    folder = Path(os.environ.get("TESSERA_STATE") or f"{home}/tessera")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the state folder {folder}: {error.strerror}; set TESSERA_STATE to a folder, or name a --db"
-        ) from error
-    return folder
-
-
 async def _serve(options: Options) -> None:
     settings = configuration.load(options.config, os.environ)
     logs.configure(settings.log.level, settings.log.format)
@@ -103,7 +88,9 @@ async def _serve(options: Options) -> None:
         log.warning("config.no_effect_yet", key=name)
     tls = RotatingContext.of(files) if (files := options.tls()) else None
     clock = RealClock()
-    store = Store.open(options.db or f"sqlite:///{state_folder() / 'ledger.db'}")
+    if not options.db:
+        make_state_folder()
+    store = Store.open(options.db or default_url())
     try:
         async with _cluster(options, clock) as (cluster, world):
             who = {"namespace": settings.namespace, "database": store.identity, "nonce": random_ids()}

@@ -11,7 +11,7 @@ Capture = pytest.CaptureFixture[str]
 
 async def test_wrong_use_names_the_help_of_its_own_command(capsys: Capture) -> None:
     assert (await tessera(capsys, "serve", "--never")).err.endswith("Try: tessera serve --help\n")
-    assert (await tessera(capsys, "ledger", "verify")).err.endswith("Try: tessera ledger verify --help\n")
+    assert (await tessera(capsys, "ledger", "verify", "x")).err.endswith("Try: tessera ledger verify --help\n")
 
 
 async def test_alone_it_shows_its_help_and_nothing_after_it(capsys: Capture) -> None:
@@ -35,3 +35,10 @@ async def test_a_state_folder_that_cannot_be_made_is_a_sentence(
     assert said.code == 1
     assert "/dev/null/ledger" in said.err
     assert "TESSERA_STATE" in said.err
+
+
+async def test_the_ledger_is_looked_for_where_serve_keeps_it(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_STATE", "/dev/null/ledger")
+    said = await tessera(capsys, "ledger", "verify")
+    assert (said.code, said.out) == (1, "")
+    assert "sqlite:////dev/null/ledger/ledger.db" in said.err
