@@ -71,20 +71,26 @@ def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int,
     return text
 
 
-def why(verdict: Verdict) -> Why:
+def why(verdict: Verdict, profiles: Sequence[str] = ()) -> Why:
     """Explain a verdict: nodes left after each mask, and the reasons.
 
     The first reason speaks for the whole request and its class says who must act; those of single nodes follow, first
     of the nodes where the request got furthest. Where a node passes, the request only waits for its turn.
+
+    Args:
+        verdict: what was found.
+        profiles: legal names nearest to the MIG profile asked; told where no node has that.
     """
     words = ["PendingEvaluation"]
     if headline := verdict.headline():
         failed = sorted(set(verdict.failed.tolist()), reverse=True)
         words = [OF_REQUEST.get(headline, headline), *(WORDS[verdict.masks[index]] for index in failed)]
-    return {
-        "funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in verdict.funnel()],
-        "reasons": [cause(word) for word in dict.fromkeys(words)],
-    }
+    causes = [cause(word) for word in dict.fromkeys(words)]
+    if profiles and words[0] == "NoSuchMigProfile":
+        listed = ", ".join(profiles)
+        causes[0]["text"] += f" Nearest names: {listed}."
+        causes[0]["text_ko"] += f" 가장 가까운 이름: {listed}."
+    return {"funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in verdict.funnel()], "reasons": causes}
 
 
 def why_refused(refusal: Refusal) -> Why:

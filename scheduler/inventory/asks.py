@@ -83,6 +83,13 @@ class Asks:
             known = self._offers[key] = self._placements.offer(profile, [name.partition("|")[0] for name in names])
         return known
 
+    def nearest(self, request: Request) -> tuple[str, ...]:
+        """Return up to three MIG profiles that GPUs of the cluster have, those most like the one asked first."""
+        columns, wished = self.registry.columns, self.models(request.devices.models)
+        names = [name for name, wanted in zip(columns.models.names, wished, strict=True) if wanted]
+        profile = request.devices.profile
+        return columns.placements.nearest(profile, [name.partition("|")[0] for name in names]) if profile else ()
+
     def models(self, wishes: tuple[str, ...]) -> BoolArray:
         """Return `[M]` which models a gpu-model annotation allows; without one all, the unknown model too."""
         names = self.registry.columns.models.names

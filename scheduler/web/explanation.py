@@ -53,7 +53,7 @@ def _why(desk: Desk, row: Row, pod: Pod | None) -> Why:
         return _alone("AllocatorUnavailable" if row.state is State.HELD else "AttemptsSpent" if lost else row.reason)
     if pod is None or desk.intents.get(row.id) is not None:
         return _alone("PendingEvaluation")
-    found = explain.why(desk.fits(pod))
+    found = explain.why(desk.fits(pod), desk.asks.nearest(pod.request))
     if row.not_before_us > desk.clock.wall_us():
         found["reasons"].insert(0, explain.cause("BackingOff"))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -112,6 +112,19 @@ def test_why(nodes: list[str], count: int, models: tuple[str, ...], first: str) 
     codes = [reason["code"] for reason in why(verdict(*nodes, count=count, models=models))["reasons"]]
     assert codes[0] == first
     assert len(codes) == len(set(codes))
+
+
+def test_the_nearest_profiles_are_named_where_no_node_has_the_one_asked() -> None:
+    def reasons_of(drawn: str) -> list[Any]:
+        wanted = ask(1, nodes=1, profile="1g.20gb")
+        return why(judge(cluster(drawn), wanted, MIX, Policies()), ("1g.10gb", "2g.10gb"))["reasons"]
+
+    (foreign,) = reasons_of("A100 mm")
+    assert foreign["code"] == "NoSuchMigProfile"
+    assert foreign["text"].endswith("Nearest names: 1g.10gb, 2g.10gb.")
+    assert foreign["text_ko"].endswith("1g.10gb, 2g.10gb.")
+    assert "Nearest" not in reasons_of("MM")[0]["text"]
+    assert "Nearest" not in reasons.REASONS["NoSuchMigProfile"].text
 
 
 def test_a_refused_pod_is_told_its_own_sentence() -> None:
