@@ -37,6 +37,10 @@ class BindRefused(Exception):  # noqa: N818 - an answer to kube-scheduler, not a
     """The bind cannot be; kube-scheduler shows the sentence and tries the pod again."""
 
 
+REFUSALS = (BindRefused, DoesNotFit, StoreError, ApiError, UnknownOutcome)
+"""Ways for a bind to end without a Binding; any other is a bug."""
+
+
 @dataclass(slots=True)
 class Binder:
     """Runs binds, one per pod at a time; a repeated call for the same pod joins the one that runs."""
@@ -67,7 +71,7 @@ class Binder:
                 await asyncio.shield(task)
         except TimeoutError:
             return "the bind takes longer than its deadline; its outcome is read back"
-        except (BindRefused, DoesNotFit, StoreError, ApiError, UnknownOutcome) as error:
+        except REFUSALS as error:
             return str(error) or type(error).__name__
         return ""
 
@@ -84,7 +88,8 @@ class Binder:
         del self._running[uid]
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.info("bind.refused", request=uid, error=str(error), kind=type(error).__name__)
+            say = log.info if isinstance(error, REFUSALS) else log.error
+            say("bind.refused", request=uid, error=str(error), kind=type(error).__name__)
             self.settler.mark(uid)
 
     async def _bind(self, args: BindArgs, until_s: float) -> None:

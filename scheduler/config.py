@@ -100,7 +100,9 @@ class Settings(_Part):
 
     def without_effect(self) -> list[str]:
         """Return the keys that were given and do nothing in this version."""
-        return [name for name in ("nodeGroups", "templates", "access", "notify", "prices") if getattr(self, name)]
+        queue = (key for key in ("turnSlice", "releaseWindow", "halfLife") if key in self.queue.model_fields_set)
+        others = (key for key in ("nodeGroups", "templates", "access", "notify", "prices") if getattr(self, key))
+        return [*(f"queue.{key}" for key in queue), *others]
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
@@ -132,15 +134,22 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
 def _from_environment(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
     for section, kind in (("extender", Extender), ("policy", Policy), ("queue", Queue), ("log", Log)):
         for key in kind.model_fields:
-            value = environment.get(f"TESSERA_{section}_{key}".upper())
-            if value is not None:
+            name = f"TESSERA_{section}_{key}".upper()
+            if name in environment:
                 part = tree.setdefault(section, {})
                 if isinstance(part, dict):
-                    part[key] = yaml.safe_load(value)
+                    part[key] = _variable(name, environment)
     for key in ("namespace", "nodeGroups", "templates", "access", "notify", "prices"):
-        value = environment.get(f"TESSERA_{key}".upper())
-        if value is not None:
-            tree[key] = yaml.safe_load(value)
+        name = f"TESSERA_{key}".upper()
+        if name in environment:
+            tree[key] = _variable(name, environment)
+
+
+def _variable(name: str, environment: Mapping[str, str]) -> object:
+    try:
+        return yaml.safe_load(environment[name])
+    except yaml.YAMLError as error:
+        raise ConfigError(f"environment variable {name} is not YAML: {error}") from error
 
 
 def _sentence(where: str, text: str, problem: Mapping[str, Any]) -> str:

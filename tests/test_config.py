@@ -62,3 +62,15 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, parts: tu
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.yaml", {})
+
+
+def test_a_variable_that_is_not_yaml_is_named() -> None:
+    with pytest.raises(ConfigError, match="TESSERA_POLICY_TIERS"):
+        load(None, {"TESSERA_POLICY_TIERS": "[["})
+    with pytest.raises(ConfigError, match="TESSERA_PRICES"):
+        load(None, {"TESSERA_PRICES": "{"})
+
+
+def test_every_key_that_has_no_effect_yet_is_named(tmp_path: Path) -> None:
+    text = "queue: {turnSlice: 10ms, reservationTimeout: 60s, halfLife: 1h}\nprices: {H100: 2}\n"
+    assert load(write(tmp_path, text), {}).without_effect() == ["queue.turnSlice", "queue.halfLife", "prices"]

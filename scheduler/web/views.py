@@ -41,7 +41,7 @@ class Views:
         return web.Response(text="ok")
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """The inventory is complete and fresh, and the ledger writes."""
+        """The inventory is complete and fresh, and the cluster is ours."""
         reason = self.unready()
         return web.Response(status=503, text=reason) if reason else web.Response(text="ok")
 
