@@ -24,6 +24,7 @@ FIRST_S, LONGEST_S = 2.0, 60.0
 DOUBLINGS_MAX = 5  # 2 s doubled so often is past the longest wait
 SLICE_S = 0.02
 AT_ONCE = 64
+ASK_S = 2.0  # a nudge that hangs holds up those behind it no longer; if it arrives later it does no harm
 
 
 @dataclass(slots=True)
@@ -120,10 +121,11 @@ class Waker:
         value = f"{self.desk.fence}.{times}.{self.desk.registry.generation}"  # an unchanged value would wake nobody
         body = {"metadata": {"uid": pod.uid, "annotations": {RETRY: value}}}
         try:
-            await self.cluster.patch("pods", pod.request.namespace, pod.request.name, body)
-        except (ApiError, UnknownOutcome) as error:
+            async with asyncio.timeout(ASK_S):
+                await self.cluster.patch("pods", pod.request.namespace, pod.request.name, body)
+        except (ApiError, UnknownOutcome, TimeoutError) as error:
             self.desk.drop_intent(pod.uid)
-            log.info("wake.failed", request=pod.uid, error=str(error))
+            log.info("wake.failed", request=pod.uid, error=str(error) or "no answer in time")
 
 
 def _shape(pod: Pod) -> tuple[object, ...]:

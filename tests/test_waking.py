@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from scheduler.ids import seeded_ids
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.inventory.registry import Source
-from scheduler.kube.port import Object
+from scheduler.kube.port import Kind, Object, PatchBody
 from scheduler.ledger.ledger import advance
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Event
@@ -40,12 +41,23 @@ class Ticking(LoopClock):
         return super().monotonic() + self._ticks * self.tick_s
 
 
+class Hanging(EmbeddedCluster):
+    """An API server that never answers a patch of certain pods."""
+
+    mute = ""
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: PatchBody, **how: Any) -> Object:
+        if name == self.mute:
+            await self._clock.sleep(3600)
+        return await super().patch(kind, namespace, name, body, **how)
+
+
 @dataclass
 class Room:
     """A desk with four GPUs on one of two nodes, its waker, and the API server that is nudged."""
 
     clock: Ticking
-    cluster: EmbeddedCluster
+    cluster: Hanging
     desk: Desk
     waker: Waker
 
@@ -71,7 +83,7 @@ class Room:
 @asynccontextmanager
 async def room() -> AsyncIterator[Room]:
     clock = Ticking(asyncio.get_running_loop())
-    cluster = EmbeddedCluster(clock, seeded_ids(random.Random(1)))
+    cluster = Hanging(clock, seeded_ids(random.Random(1)))
     desk = Desk(clock, Policies(), fence=3)
     for name, gpus in (("a", 4), ("b", 0)):
         node = read_node(raw_node(name, gpus=gpus), {})
@@ -210,6 +222,20 @@ async def test_a_pod_that_goes_while_others_are_judged_gets_no_room(here: Room) 
     assert here.desk.intents.get(pods[2].uid) is None
     assert here.desk.registry.held(pods[2].uid) is None
     assert pods[2].uid not in here.waker._tries
+
+
+@virtual
+async def test_a_nudge_that_hangs_holds_up_the_others_for_seconds_only(here: Room) -> None:
+    stuck, other = await here.pod("stuck", 2), await here.pod("other", 2)
+    here.cluster.mute = "stuck"
+    here.waker.watch(stuck)
+    began_s = here.clock.monotonic()
+    await here.waker.step()
+    assert here.clock.monotonic() - began_s < 5
+    assert here.desk.registry.held(stuck.uid) is None
+    here.waker.watch(other)
+    await here.waker.step()
+    assert await here.nudges("other")
 
 
 @virtual
