@@ -17,7 +17,7 @@ def main() -> None:
     if not __debug__:
         sys.exit("tessera: refused under python -O: its assertions guard the ledger; start it without -O")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="tessera")
     except typer.Exit as done:
         code = done.exit_code
     except typer.Abort:

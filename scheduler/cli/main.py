@@ -130,3 +130,21 @@ def explain_pod(
     from .why import why  # noqa: PLC0415 - keeps `tessera --help` fast
 
     why(pod, namespace, api, as_json=json)
+
+
+@app.command("doctor")
+def examine(
+    *,
+    kubeconfig: Annotated[Path | None, typer.Option(help="Kubeconfig; default: as kubectl.")] = None,
+    in_cluster: Annotated[bool, typer.Option("--in-cluster", help="Use the pod's service account.")] = False,
+    api: Url = DEFAULT,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Tessera's namespace.")] = "tessera-system",
+    kube_scheduler_config: Annotated[
+        Path | None, typer.Option(help="kube-scheduler's configuration file; default: the shipped ConfigMap.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Check everything around Tessera: rights, versions, clocks, kube-scheduler, nodes; exit 0 unless one fails."""
+    from .doctor import Options, doctor  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    doctor(Options(kubeconfig, in_cluster, api, namespace, kube_scheduler_config), as_json=json)

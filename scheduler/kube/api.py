@@ -179,18 +179,26 @@ class ApiServer:
         await self._session.close()
         await self._clock.sleep(0)  # lets what was aborted close its sockets
 
-    async def _read(self, url: str) -> Object:
-        """GET an object; every failure is an ApiError, because nothing was put at stake."""
+    async def ask(self, path: str, review: Object | None = None) -> tuple[Object, str]:
+        """GET any path, or POST a review, which changes nothing; return the answer and its Date header.
+
+        Every failure is an ApiError, because nothing was put at stake.
+        """
+        method, data = ("GET", None) if review is None else ("POST", orjson.dumps(review))
         await self._calls.take(self._limits.read_s)
         timeout = aiohttp.ClientTimeout(total=self._limits.read_s, sock_connect=self._limits.connect_s)
         try:
-            async with await self._send("GET", url, timeout) as response:
+            async with await self._send(method, path, timeout, data, JSON) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _not_read(f"GET {url}", error) from error
+            raise _not_read(f"{method} {path}", error) from error
         if response.status >= _REFUSED:
             raise refusal(response.status, raw, response.headers.get("Retry-After", ""))
-        return decode(raw)
+        return decode(raw), response.headers.get("Date", "")
+
+    async def _read(self, url: str) -> Object:
+        """GET an object."""
+        return (await self.ask(url))[0]
 
     async def _write(
         self, method: str, path: str, body: PatchBody, *, content_type: str = JSON, pace: Bucket | None = None
