@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.allocations import flaw, over_held, parsed
@@ -154,6 +156,7 @@ class _Bench:
     say: Say
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     writes: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
     checked: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -171,9 +174,12 @@ class _Bench:
             url = self.product.extender if arm.tessera else None
             await self.cluster.start_kube_scheduler(url, arm.percentage)
             await self._bind(warm, watch)
-            before = len(self._audited())
-            rate = await self._bind(pods, watch)
-            await self._note(arm, rate, before, [watch.there[pod["metadata"]["name"]] for pod in pods])
+            written, spent_s = len(self._audited()), _cpu_s(self.product.pid) if arm.tessera else 0.0
+            self.rates[arm.name].append(await self._bind(pods, watch))
+            if arm.tessera:
+                self._note(len(pods), _cpu_s(self.product.pid) - spent_s, self._audited()[written:])
+            self._check(arm, [watch.there[pod["metadata"]["name"]] for pod in pods])
+            self.say(f"{arm.name}: {self.rates[arm.name][-1]:.0f} pods/s")
         finally:
             await self._clear(watch)
             following.cancel()
@@ -190,15 +196,11 @@ class _Bench:
         body = {"spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
         return await self.api.patch(pod_path(pod), body, content_type=STRATEGIC)
 
-    async def _note(self, arm: Arm, rate: float, before: int, pods: Sequence[Json]) -> None:
-        self.rates[arm.name].append(rate)
-        written = ""
-        if arm.tessera:
-            verbs = Counter(self._audited()[before:])
-            self.writes.append(sum(verbs.values()) / len(pods))
-            written = f", Tessera wrote {dict(verbs)}"
-        self._check(arm, pods)
-        self.say(f"{arm.name}: {rate:.0f} pods/s{written}")
+    def _note(self, pods: int, spent_s: float, written: Sequence[str]) -> None:
+        """Note what Tessera spent and wrote for so many pods."""
+        self.cpu_ms.append(1000 * spent_s / pods)
+        self.writes.append(len(written) / pods)
+        self.say(f"Tessera spent {self.cpu_ms[-1]:.2f} ms of CPU a pod and wrote {dict(Counter(written))}")
 
     def _audited(self) -> list[str]:
         """Return Tessera's writes so far as `verb resource`; its Lease, which time renews and no pod, is left out."""
@@ -246,6 +248,7 @@ class _Bench:
             "ratio": round(medians["tessera"] / medians["plain"], 3),
             "ratio_100": round(medians["tessera_100"] / medians["plain_100"], 3),
             "api_writes_per_pod": writes,
+            "tessera_cpu_ms_per_pod": round(statistics.median(self.cpu_ms), 2),
             "rounds": {name: [round(rate, 1) for rate in rates] for name, rates in self.rates.items()},
             "checked": self.checked,
             "wrong": self.wrong[:20],
@@ -257,3 +260,9 @@ class _Bench:
             "seed": None,
             "ok": not self.wrong and writes == 1.0,
         }
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used so far, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
