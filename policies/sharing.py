@@ -8,13 +8,17 @@ two containers may meet on one. Invariant: a device of unknown memory takes only
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
-from .columns import I64, Ask, BoolArray, FloatArray, Kind, Mix, Snapshot, Use
+from .columns import I32, I64, Ask, BoolArray, FloatArray, Kind, Mix, Snapshot, Use
 from .fit import usable
 
+Counts: TypeAlias = npt.NDArray[np.uint16]
 DEVICE_MILLI = 1000
+CONTAINERS_MAX = 64  # of one pod on one device; an allocation of more shares could hardly be written down
 FREE, SHARED = int(Use.FREE), int(Use.SHARED)
 
 
@@ -22,17 +26,14 @@ def share_size(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     """Pass nodes whose devices would do if they were empty, in memory and in time; `[N]`."""
     if ask.kind != Kind.SHARE:
         return np.ones(snapshot.nodes, np.bool_)
-    mib, milli = sizes(snapshot, ask)
-    room = np.minimum(_times(snapshot, snapshot.memory_mib_total, mib), DEVICE_MILLI // milli)
-    return holds(room * _never_cut(snapshot, ask), ask)
+    return holds(_rooms(snapshot, ask, snapshot.memory_mib_total, DEVICE_MILLI) * _uncut(snapshot, ask), ask)
 
 
 def memory_free(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
     """Pass nodes with enough memory free on healthy devices that are empty or shared; `[N]`."""
     if ask.kind != Kind.SHARE:
         return np.ones(snapshot.nodes, np.bool_)
-    room = _times(snapshot, snapshot.memory_mib_free, sizes(snapshot, ask)[0])
-    return holds(room * sharers(snapshot, ask), ask)
+    return holds(_rooms(snapshot, ask, snapshot.memory_mib_free, None) * sharers(snapshot, ask), ask)
 
 
 def share_fit(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
@@ -56,61 +57,85 @@ def fill_tightest(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
 def tightness(snapshot: Snapshot, ask: Ask) -> FloatArray:
     """Return `[D, N]` 0..1: how full one more share makes each device; 0 where none fits."""
     mib, milli = sizes(snapshot, ask)
+    left = np.subtract(snapshot.memory_mib_free, mib, dtype=np.float32)
+    left /= np.maximum(snapshot.memory_mib_total, 1)
+    left *= snapshot.memory_mib_total > 0
+    left += np.subtract(snapshot.milli_free, milli, dtype=np.float32) / np.float32(DEVICE_MILLI)
+    full = 1 - left / 2
+    full *= rooms(snapshot, ask) > 0
+    return np.asarray(np.clip(full, 0, 1, out=full), np.float32)
+
+
+def rooms(snapshot: Snapshot, ask: Ask) -> Counts:
+    """Return `[D, N]`: how many containers may have a share of this size on each device now; 0 = nothing is shared."""
+    return np.asarray(
+        _rooms(snapshot, ask, snapshot.memory_mib_free, snapshot.milli_free) * sharers(snapshot, ask), np.uint16
+    )
+
+
+def sizes(snapshot: Snapshot, ask: Ask) -> tuple[I64 | int, I64 | int]:
+    """Return what one share is on each device, in MiB and thousandths: `[D, N]`, or one number where it is the same."""
     total = snapshot.memory_mib_total
-    memory = np.where(total > 0, (snapshot.memory_mib_free - mib) / np.maximum(total, 1), 0)
-    left = (memory + (snapshot.milli_free - milli) / DEVICE_MILLI) / 2
-    return np.where(rooms(snapshot, ask) > 0, np.clip(1 - left, 0, 1), 0).astype(np.float32)
-
-
-def rooms(snapshot: Snapshot, ask: Ask) -> I64:
-    """Return `[D, N]`: how many shares of this size each device takes now; 0 where nothing may be shared."""
-    mib, milli = sizes(snapshot, ask)
-    room = np.minimum(_times(snapshot, snapshot.memory_mib_free, mib), snapshot.milli_free // milli)
-    return np.asarray(room * sharers(snapshot, ask), np.int64)
-
-
-def sizes(snapshot: Snapshot, ask: Ask) -> tuple[I64, I64]:
-    """Return what one share is on each device, in MiB and thousandths; `[D, N]`, each at least 1."""
-    total = snapshot.memory_mib_total.astype(np.int64)
-    mib = np.full_like(total, ask.device_mib) if ask.device_mib else ask.device_milli * total // DEVICE_MILLI
-    milli = np.full_like(total, ask.device_milli)
+    mib: I64 | int = ask.device_mib
+    milli: I64 | int = ask.device_milli
+    if not ask.device_mib:
+        mib = np.maximum(np.multiply(total, ask.device_milli, dtype=np.int64) // DEVICE_MILLI, 1)
     if not ask.device_milli:
-        milli = DEVICE_MILLI * mib // np.maximum(total, 1)
-    return np.maximum(mib, 1), np.maximum(milli, 1)
+        milli = np.maximum(DEVICE_MILLI * ask.device_mib // np.maximum(total, 1).astype(np.int64), 1)
+    return mib, milli
 
 
 def sharers(snapshot: Snapshot, ask: Ask) -> BoolArray:
     """Return `[D, N]`: healthy devices of an allowed model that are out of MIG mode and empty or shared."""
-    use = snapshot.use
-    free = (use == FREE) | (use == SHARED)
-    return np.asarray(_never_cut(snapshot, ask) & (snapshot.health == 0) & free, np.bool_)
+    open_to = (snapshot.use == FREE) | (snapshot.use == SHARED)
+    open_to &= _uncut(snapshot, ask)
+    open_to &= snapshot.health == 0
+    return np.asarray(open_to, np.bool_)
 
 
-def holds(room: npt.NDArray[np.int64], ask: Ask) -> BoolArray:
+def holds(room: Counts, ask: Ask) -> BoolArray:
     """Say where containers that ask `ask.parts` shares, each on different devices, can all be served.
 
     They can exactly when, for every k, the k largest ask no more than the devices take with at most k each.
 
     Args:
-        room: ``[D, N]`` shares that each device takes; less than nothing is nothing.
+        room: ``[D, N]`` shares that each device takes.
         ask: the ask.
 
     Returns:
         ``[N]``.
     """
-    parts = sorted(ask.parts or (ask.count,), reverse=True)
+    parts = _parts(ask)
     fits = np.ones(room.shape[1], np.bool_)
-    for most in range(1, len(parts) + 1):
-        fits &= np.add.reduce(np.clip(room, 0, most), axis=0) >= sum(parts[:most])
+    for most in range(1, min(len(parts), CONTAINERS_MAX) + 1):
+        fits &= np.add.reduce(np.minimum(room, most), axis=0, dtype=np.int64) >= sum(parts[:most])
+    fits &= np.add.reduce(room, axis=0, dtype=np.int64) >= sum(parts)
     return fits
 
 
-def _times(snapshot: Snapshot, memory_mib: npt.NDArray[np.int32], mib: I64) -> I64:
-    """Return `[D, N]`: how often a share goes into this memory; more than ever asked where the memory is unknown."""
-    return np.where(snapshot.memory_mib_total > 0, memory_mib // mib, DEVICE_MILLI)
+def _parts(ask: Ask) -> list[int]:
+    return sorted(ask.parts or (ask.count,), reverse=True)
 
 
-def _never_cut(snapshot: Snapshot, ask: Ask) -> BoolArray:
+def _rooms(snapshot: Snapshot, ask: Ask, memory_mib: I32, milli_free: I32 | int | None) -> Counts:
+    """Count, up to the number of containers, how often a share goes into these amounts; None = whatever the time.
+
+    Unknown memory has room for any share that asks for time alone.
+    """
+    mib, milli = sizes(snapshot, ask)
+    room = np.zeros(snapshot.exists.shape, np.uint16)
+    for times in range(1, min(len(_parts(ask)), CONTAINERS_MAX) + 1):
+        fits = memory_mib >= times * mib
+        fits |= snapshot.memory_mib_total == 0
+        if milli_free is not None:
+            fits &= milli_free >= times * milli
+        room += fits
+    return room
+
+
+def _uncut(snapshot: Snapshot, ask: Ask) -> BoolArray:
     """Return `[D, N]`: devices of an allowed model out of MIG mode, and of known memory where memory is asked."""
     devices = usable(snapshot, ask, snapshot.mig_mode.view(np.uint8))
-    return devices & (snapshot.memory_mib_total > 0) if ask.device_mib else devices
+    if ask.device_mib:
+        devices &= snapshot.memory_mib_total > 0
+    return devices

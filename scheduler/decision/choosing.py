@@ -69,11 +69,11 @@ def _instances(alone: Snapshot, ask: Ask, node: Node, profile: str) -> list[Gran
 
 def _shares(alone: Snapshot, ask: Ask, node: Node) -> list[Grant]:
     """Give each container its shares on different devices, the tightest first."""
-    room = np.maximum(sharing.rooms(alone, ask)[:, 0], 0).tolist()
+    room = sharing.rooms(alone, ask)[:, 0].tolist()
     tight = sharing.tightness(alone, ask)[:, 0].tolist()
     tightest = sorted(range(len(room)), key=lambda dev: (-tight[dev], dev))
     parts = ask.parts or (ask.count,)
-    mib, milli = (size[:, 0].tolist() for size in sharing.sizes(alone, ask))
+    mib, milli = (np.broadcast_to(size, alone.exists.shape)[:, 0].tolist() for size in sharing.sizes(alone, ask))
     chosen = _packed(parts, room, tightest) or _levelled(parts, room, tightest)
     return [
         Grant(kind="share", dev=dev, uuid=_uuid(node, dev), milli=milli[dev], mib=mib[dev])
