@@ -14,7 +14,7 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from policies.columns import Kind, Mix, Mode, empty_mix
+from policies.columns import Kind, Mix, Mode
 from scheduler.clock import Clock
 from scheduler.decision import explain
 from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
@@ -25,6 +25,7 @@ from scheduler.decision.shortlist import best_of
 from scheduler.geometry import placements
 from scheduler.intake.allocation import write_allocation
 from scheduler.inventory.asks import Asks
+from scheduler.inventory.mix import Arrivals
 from scheduler.inventory.registry import Registry, Source, booking
 from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
@@ -71,15 +72,16 @@ class Desk:
     book: Book = field(default_factory=Book)
     intents: Intents = field(default_factory=Intents)
     asks: Asks = field(init=False)
-    mix: Mix = field(default_factory=lambda: empty_mix(1))
+    arrivals: Arrivals = field(init=False)
     records: dict[str, str] = field(default_factory=dict)  # decision records of intents
     _refusals: dict[str, tuple[int, DeviceAsk, str]] = field(
         default_factory=dict
     )  # uid -> (registry.freed, ask, reason)
 
     def __post_init__(self) -> None:
-        """Make the ask reader for this registry."""
+        """Make the ask reader for this registry, and what learns from the asks."""
         self.asks = Asks(self.registry)
+        self.arrivals = Arrivals(self.asks)
 
     # extender verbs
 
@@ -108,7 +110,7 @@ class Desk:
     def _best_of(self, pod: Pod, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
         """Return the best of these nodes, best first, without a look at the others."""
         ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
-        return best_of(snapshot, rows, ask, self.mix, self.policies, masks=FILTER_MASKS, count=count)
+        return best_of(snapshot, rows, ask, self.mix(), self.policies, masks=FILTER_MASKS, count=count)
 
     def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
         """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
@@ -116,7 +118,7 @@ class Desk:
             return Answer([], "BackingOff")
         if len(rows) == 1:
             ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
-            return Answer([], judge_row(snapshot, int(rows[0]), ask, self.mix, self.policies, masks=FILTER_MASKS))
+            return Answer([], judge_row(snapshot, int(rows[0]), ask, self.mix(), self.policies, masks=FILTER_MASKS))
         verdict = self._judge(pod, FILTER_MASKS)
         reason = verdict.headline(rows)
         if not verdict.passes.any():
@@ -154,7 +156,10 @@ class Desk:
             if not verdict.passes[row] and not pod.request.claims:
                 raise DoesNotFit(verdict.reasons(np.asarray([row], np.intp))[0])
             allocation = self._allocation(pod, node, row)
-            changes = self._changes(pod, allocation, record or self._record(verdict, row))
+            try:
+                changes = self._changes(pod, allocation, record or self._record(verdict, row))
+            except ValueError as error:  # container names so long that the allocation cannot be written
+                raise DoesNotFit("InvalidRequest") from error
             self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
         self.book.apply(changes)
         self._refusals.pop(pod.uid, None)
@@ -215,6 +220,10 @@ class Desk:
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Request that is over."""
         self._refusals.pop(uid, None)
+
+    def mix(self) -> Mix:
+        """Return what was asked lately."""
+        return self.arrivals.mix(self.clock.wall_us())
 
     # for the loops
 
@@ -284,7 +293,7 @@ class Desk:
 
     def _judge(self, pod: Pod, masks: tuple[str, ...]) -> Verdict:
         ask = self.asks.ask(pod.request, everywhere=masks is FILTER_MASKS)
-        return judge(self.registry.snapshot(), ask, self.mix, self.policies, masks=masks)
+        return judge(self.registry.snapshot(), ask, self.mix(), self.policies, masks=masks)
 
     def _refuse(self, pod: Pod, reason: str) -> None:
         if len(self._refusals) >= REFUSALS_MAX:

@@ -157,6 +157,8 @@ class Settler:
             if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
                 desk.book.remember(ended)  # it ended so long ago that memory had dropped it
             raise
+        if action.event is Event.SUBMIT and pod is not None:
+            desk.arrivals.learn(pod.request, self.clock.wall_us())
         await fault("settle.committed")
         if change.after.state not in HOLDING and row is not None and row.state in HOLDING:
             desk.registry.unsay(uid, Source.CLAIMED)

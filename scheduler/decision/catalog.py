@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from policies import fit, mig, packing, sharing
+from policies import fit, fragmentation, mig, packing, sharing, topology
 from policies.columns import Ask, BoolArray, FloatArray, Mix, Snapshot
 
 Mask: TypeAlias = Callable[[Snapshot, Ask, Mix], BoolArray]
@@ -65,6 +65,8 @@ SCORES: dict[str, Score] = {
     "spread": packing.spread,
     "least-loss": mig.least_loss,
     "fill-tightest": sharing.fill_tightest,
+    "least-fragment": fragmentation.least_fragment,
+    "one-group": topology.one_group,
 }
 
 DEFAULT_MASKS = TURN_MASKS = tuple(MASKS)
@@ -78,6 +80,8 @@ DEFAULT_TIERS: tuple[Tier, ...] = (
     (("least-loss", 1.0),),
     (("fill-tightest", 1.0),),
     (("fill-gpus", 1.0),),
+    (("one-group", 1.0),),
+    (("least-fragment", 1.0),),
     (("fill-host", 1.0),),
 )
 """Of the second and the third at most one prefers anything: the one for the kind that is asked."""

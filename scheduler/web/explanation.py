@@ -78,5 +78,5 @@ def _waiting(desk: Desk) -> list[Row]:
 
 
 def _changes(desk: Desk, pod: Pod) -> list[dict[str, Any]]:
-    found = ideas(desk.registry.snapshot(), desk.asks.ask(pod.request), desk.mix, desk.policies)
+    found = ideas(desk.registry.snapshot(), desk.asks.ask(pod.request), desk.mix(), desk.policies)
     return [dict(idea) for idea in found]

@@ -41,6 +41,8 @@ def test_a_record_names_the_chosen_node_and_the_runner_up() -> None:
             {"least-loss": 1000000},
             {"fill-tightest": 1000000},
             {"fill-gpus": 1000000},
+            {"one-group": 0},
+            {"least-fragment": 500000},
             {"fill-host": 10000},
         ],
     }

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from policies.columns import Ask, Health, Kind, Mode, Snapshot, Use
+from policies.columns import Ask, Health, Kind, Mix, Mode, Snapshot, Use
 
 
 def _usable(s: Snapshot, a: Ask, n: int) -> Iterator[int]:
@@ -244,6 +244,65 @@ def _spread(s: Snapshot, a: Ask, n: int) -> float:
     return (cpu + memory) / 2
 
 
+def _one_group(s: Snapshot, a: Ask, n: int) -> float:
+    if a.kind != Kind.WHOLE or a.count < 2:
+        return 0.0
+    free = [d for d in _sound(s, a, n) if not s.mig_mode[d, n] and s.use[d, n] == Use.FREE]
+    for groups, worth in ((s.link_group, 1.0), (s.numa, 0.5)):
+        known = [int(groups[d, n]) for d in free if groups[d, n] >= 0]
+        if any(known.count(group) >= a.count for group in known):
+            return worth
+    return 0.0
+
+
+def fragment(s: Snapshot, mix: Mix, n: int, free: list[int], cpu: int) -> float:
+    """Expected milli of no use on one node, class by class and device by device."""
+    classes = [c for c in range(len(mix.weight)) if mix.kind[c] in {Kind.WHOLE, Kind.SHARE}]
+    total = sum(float(mix.weight[c]) for c in classes)
+    lost = 0.0
+    for c in classes:
+        useful = []
+        for d, left in enumerate(free):
+            memory = int(s.memory_mib_total[d, n])
+            need = int(mix.device_milli[c]) or 1000 * int(mix.device_mib[c]) // max(memory, 1)
+            if left >= max(need, 1) and memory >= mix.device_mib[c] and mix.models[c][s.model[d, n]]:
+                useful.append(left)
+        fits = len(useful) >= mix.count[c] and cpu >= mix.cpu_milli[c]
+        lost += float(mix.weight[c]) / total * (sum(free) - (sum(useful) if fits else 0))
+    return lost
+
+
+def _one_more(s: Snapshot, a: Ask, d: int, n: int) -> bool:
+    mib, milli = _size(s, a, d, n)
+    return (not s.memory_mib_total[d, n] or s.memory_mib_free[d, n] >= mib) and s.milli_free[d, n] >= milli
+
+
+def _least_fragment(s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
+    if a.kind == Kind.MIG or not any(kind in {Kind.WHOLE, Kind.SHARE} for kind in mix.kind.tolist()):
+        return 0.5
+    before = [0] * s.slots
+    for d in range(s.slots):
+        shareable = s.use[d, n] in {Use.FREE, Use.SHARED} and not s.mig_mode[d, n]
+        if s.exists[d, n] and shareable and s.health[d, n] == Health.HEALTHY:
+            before[d] = max(int(s.milli_free[d, n]), 0)
+    after = list(before)
+    if a.kind == Kind.WHOLE:
+        for d in [d for d in _sound(s, a, n) if not s.mig_mode[d, n] and s.use[d, n] == Use.FREE][: a.count]:
+            after[d] = 0
+    if a.kind == Kind.SHARE:
+        open_to = [d for d in _open(s, a, n) if _one_more(s, a, d, n)]
+        for d in sorted(open_to, key=lambda d: before[d])[: a.count]:
+            after[d] -= min(_size(s, a, d, n)[1], before[d])
+    cpu = int(s.cpu_milli_free[n])
+    grown = fragment(s, mix, n, after, cpu - a.cpu_milli) - fragment(s, mix, n, before, cpu)
+    return min(1.0, max(0.0, 0.5 - grown / (2000 * s.slots))) if s.slots else 0.5
+
+
+def score(name: str, s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
+    """One node's score; expected fragmentation alone looks at the mix."""
+    return _least_fragment(s, a, n, mix) if name == "least-fragment" else SCORES[name](s, a, n)
+
+
 SCORES: dict[str, Callable[[Snapshot, Ask, int], float]] = {
     "fill-gpus": _fill_gpus,
     "fill-host": _fill_host,
@@ -251,4 +310,6 @@ SCORES: dict[str, Callable[[Snapshot, Ask, int], float]] = {
     "spread": _spread,
     "least-loss": _least_loss,
     "fill-tightest": _fill_tightest,
+    "least-fragment": lambda s, a, n: 0.5,  # while nothing was seen; see `score`
+    "one-group": _one_group,
 }

@@ -73,7 +73,26 @@ def worlds(draw: st.DrawFn) -> tuple[Snapshot, Ask, Mix]:
     )
     if kind == Kind.MIG:
         ask = replace(ask, offer=TABLES.offer(draw(st.sampled_from(PROFILES)), MODEL_KEYS))
-    return Snapshot(**columns(rng, nodes, slots)), ask, empty_mix(MODEL_COUNT)
+    mix = mixes(rng) if draw(st.booleans()) else empty_mix(MODEL_COUNT)
+    return Snapshot(**columns(rng, nodes, slots)), ask, mix
+
+
+def mixes(rng: np.random.Generator) -> Mix:
+    """A few classes of requests, some of a kind that expected fragmentation leaves out."""
+    classes = int(rng.integers(1, 5))
+    weight = rng.random(classes) + 0.01
+    kind = rng.integers(0, 4, classes).astype(np.uint8)
+    milli = np.where(kind == Kind.WHOLE, 1000, rng.choice([0, 250, 400], classes)).astype(np.int32)
+    return Mix(
+        kind=kind,
+        count=rng.integers(1, 4, classes, np.int32),
+        cpu_milli=rng.integers(0, 6, classes),
+        device_milli=milli,
+        device_mib=np.where(milli == 0, rng.integers(1, 60, classes), 0).astype(np.int32),
+        profile=np.zeros(classes, np.int32),
+        models=rng.random((classes, MODEL_COUNT)) < 0.8,
+        weight=(weight / weight.sum()).astype(np.float32),
+    )
 
 
 def share_sizes(draw: st.DrawFn) -> dict[str, Any]:

@@ -71,6 +71,6 @@ def test_a_mask_says_what_a_loop_over_nodes_and_devices_says(name: str, world: t
 @settings(max_examples=100, deadline=None)
 @given(world=worlds())
 def test_a_score_says_what_a_loop_over_nodes_says(name: str, world: tuple[Snapshot, Ask, Mix]) -> None:
-    snapshot, ask, _ = world
-    expected = [oracle.SCORES[name](snapshot, ask, row) for row in range(snapshot.nodes)]
+    snapshot, ask, mix = world
+    expected = [oracle.score(name, snapshot, ask, row, mix) for row in range(snapshot.nodes)]
     assert SCORES[name](*world).tolist() == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,90 @@
+"""What is asked lately, learned one request at a time: the classes behind expected fragmentation.
+
+Invariant: learned only from requests that came; a class weighs half as much after each half-life, and the lightest
+classes are forgotten first, so this never grows beyond `CLASSES_MAX`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from policies.columns import Kind, Mix
+from scheduler.model.pod import Request
+
+from .asks import Asks
+
+CLASSES_MAX = 64
+LEARN_EVERY = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    kind: Kind
+    count: int
+    cpu_milli: int
+    milli: int
+    mib: int
+    profile: str
+    models: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Counts classes of requests with decay, and tells them as a Mix.
+
+    Attributes:
+        half_life_s: after this long a request counts half.
+    """
+
+    asks: Asks
+    half_life_s: float = 86_400.0
+    _weights: dict[_Class, tuple[float, int]] = field(default_factory=dict)  # weight at a time in microseconds
+    _mix: Mix | None = None
+    _since: int = 0
+    _models: int = 0
+
+    def learn(self, request: Request, now_us: int) -> None:
+        """Count one request that was submitted."""
+        devices = request.devices
+        seen = _Class(
+            devices.kind,
+            devices.count,
+            request.amounts.cpu_milli,
+            devices.milli or (1000 if devices.kind is Kind.WHOLE else 0),
+            devices.memory_mib,
+            devices.profile,
+            devices.models,
+        )
+        self._weights[seen] = (self._weight(seen, now_us) + 1.0, now_us)
+        if len(self._weights) > CLASSES_MAX:
+            del self._weights[min(self._weights, key=lambda known: self._weight(known, now_us))]
+        self._since += 1
+
+    def mix(self, now_us: int) -> Mix:
+        """Return the present mix; made anew after every 32 requests and whenever a GPU model appears."""
+        models = len(self.asks.registry.columns.models)
+        if self._mix is None or self._since >= LEARN_EVERY or models != self._models:
+            self._mix, self._since, self._models = self._made(now_us), 0, models
+        return self._mix
+
+    def _weight(self, known: _Class, now_us: int) -> float:
+        weight, at_us = self._weights.get(known, (0.0, now_us))
+        return float(weight * 0.5 ** ((now_us - at_us) / (self.half_life_s * 1_000_000)))
+
+    def _made(self, now_us: int) -> Mix:
+        known = list(self._weights)
+        weight = np.asarray([self._weight(each, now_us) for each in known], np.float64)
+        total = weight.sum()
+        models = len(self.asks.registry.columns.models)
+        return Mix(
+            kind=np.asarray([each.kind for each in known], np.uint8),
+            count=np.asarray([each.count for each in known], np.int32),
+            cpu_milli=np.asarray([each.cpu_milli for each in known], np.int64),
+            device_milli=np.asarray([each.milli for each in known], np.int32),
+            device_mib=np.asarray([each.mib for each in known], np.int32),
+            profile=np.asarray([self.asks.registry.columns.profiles.find(each.profile) for each in known], np.int32),
+            models=np.asarray([self.asks.models(each.models) for each in known], np.bool_).reshape(-1, models),
+            weight=(weight / total if total else weight).astype(np.float32),
+        )

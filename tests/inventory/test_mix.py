@@ -1,0 +1,75 @@
+"""The mix of requests: weights that decay, sum to one and stay few."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.columns import Kind
+from scheduler.intake.pod import read_pod
+from scheduler.inventory.asks import Asks
+from scheduler.inventory.mix import CLASSES_MAX, LEARN_EVERY, Arrivals
+from scheduler.inventory.registry import Registry
+from tests.objects import raw_pod
+
+DAY_US = 86_400_000_000
+
+
+def arrivals() -> Arrivals:
+    return Arrivals(Asks(Registry()))
+
+
+def learn(made: Arrivals, gpus: int, times: int = 1, at_us: int = 0, cpu: str = "4") -> None:
+    for number in range(times):
+        made.learn(read_pod(raw_pod(f"p{number}", gpus, cpu)).request, at_us)
+
+
+def test_nothing_seen_is_an_empty_mix() -> None:
+    assert arrivals().mix(0).weight.tolist() == []
+
+
+def test_weights_are_shares_of_what_came() -> None:
+    made = arrivals()
+    learn(made, 1, 3)
+    learn(made, 8, 1)
+    mix = made.mix(0)
+    assert dict(zip(mix.count.tolist(), mix.weight.tolist(), strict=True)) == pytest.approx({1: 0.75, 8: 0.25})
+    assert mix.kind.tolist() == [Kind.WHOLE, Kind.WHOLE]
+    assert mix.device_milli.tolist() == [1000, 1000]
+
+
+def test_a_class_weighs_half_after_a_half_life() -> None:
+    made = arrivals()
+    learn(made, 1, 2)
+    learn(made, 8, 2, DAY_US)
+    mix = made.mix(DAY_US)
+    assert mix.weight.tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_the_lightest_classes_are_forgotten() -> None:
+    made = arrivals()
+    learn(made, 8, 5)
+    for cpu in range(1, 200):
+        learn(made, 1, cpu=str(cpu))
+    mix = made.mix(0)
+    assert len(mix.weight) == CLASSES_MAX
+    assert 8 in mix.count.tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 10 * DAY_US)), min_size=1, max_size=60))
+def test_weights_sum_to_one(events: list[tuple[int, int]]) -> None:
+    made = arrivals()
+    for gpus, at_us in sorted(events, key=lambda event: event[1]):
+        learn(made, gpus, at_us=at_us)
+    assert made.mix(10 * DAY_US).weight.sum() == pytest.approx(1.0)
+
+
+def test_the_mix_is_made_anew_now_and_then_only() -> None:
+    made = arrivals()
+    learn(made, 1)
+    first = made.mix(0)
+    learn(made, 2, LEARN_EVERY - 1)
+    assert made.mix(0) is first
+    learn(made, 2)
+    assert made.mix(0) is not first
