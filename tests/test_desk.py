@@ -41,6 +41,24 @@ def pod(name: str, gpus: int = 1, **how: object) -> Pod:
     return read_pod(raw_pod(name, gpus, **how))  # type: ignore[arg-type]
 
 
+def test_an_allocation_too_long_to_write_is_refused(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    raw = raw_pod("one", 0)
+    (app,) = raw["spec"]["containers"]
+    limits = {"limits": {"cpu": "1", "tessera.dev/share": "1"}}
+    raw["spec"]["containers"] = [app | {"name": f"{'x' * 200}{i}", "resources": limits} for i in range(56)]
+    raw["metadata"]["annotations"] = {"tessera.dev/gpu-milli": "1"}
+    node = raw_node("a")
+    node["status"]["allocatable"]["tessera.dev/share"] = "512"
+    made.registry.put_node(read_node(node, {}))  # type: ignore[arg-type]
+    one = read_pod(raw)
+    assert one.request.refusal is None
+    assert made.filter(one, ["a"]).names == ["a"]
+    with pytest.raises(DoesNotFit, match="InvalidRequest"):
+        made.claim(one, "a")
+    assert made.registry.held(one.uid) is None
+
+
 class Broken(Asks):
     """Whoever makes a new decision is found out."""
 

@@ -17,6 +17,7 @@ GPU_MEMORY = PREFIX + "gpu-memory"
 GPU_MILLI = PREFIX + "gpu-milli"
 GPU_MODEL = PREFIX + "gpu-model"
 MODELS_MAX = 64
+PARTS_MAX = 56  # MIG slices or shares of one pod, eight GPUs cut into seven: more could not be written down
 MEMORY_MAX_MIB = 2**31 - 1  # a column of devices holds no more
 _MIB = 1 << 20
 
@@ -75,14 +76,20 @@ def _ask(asked: Sequence[str], needs: Sequence[Needs], together: Mapping[str, in
         )
     resource = asked[0]
     kind, profile = _kind(resource)
+    count = min(rounded(together[resource], NANO), DEVICE_MAX)
+    if kind is not Kind.WHOLE and count > PARTS_MAX:
+        raise Unreadable(
+            f"the pod asks for more than {PARTS_MAX} of {shown(resource)}; ask for larger ones or for whole GPUs.",
+            code="request.too_many_parts",
+        )
     containers = tuple(
-        ContainerAsk(need.name, need.role, min(count, DEVICE_MAX))
+        ContainerAsk(need.name, need.role, min(own, DEVICE_MAX))
         for need in needs
-        if (count := rounded(need.amounts.get(resource, 0), NANO))
+        if (own := rounded(need.amounts.get(resource, 0), NANO))
     )
     return DeviceAsk(
         kind=kind,
-        count=min(rounded(together[resource], NANO), DEVICE_MAX),
+        count=count,
         resource=resource,
         profile=profile,
         containers=containers,

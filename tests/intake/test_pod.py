@@ -150,6 +150,11 @@ def test_roles_and_reuse() -> None:
         (pod(asking(gpu=1, share=1), notes=note(gpu_milli="1")), "request.mixed_devices"),
         (pod(asking(gpu=1), asking("b", **{"nvidia.com/mig-1g.5gb": 1})), "request.mixed_devices"),
         (pod(mig("1g.5gb"), mig("2g.10gb")), "request.mixed_devices"),
+        (pod(asking(share=57), notes=note(gpu_milli="1")), "request.too_many_parts"),
+        (
+            pod(asking(**{"nvidia.com/mig-1g.5gb": 50}), asking("b", **{"nvidia.com/mig-1g.5gb": 7})),
+            "request.too_many_parts",
+        ),
         (pod(asking(share=1)), "request.share_without_size"),
         (pod(asking(gpu=1), notes=note(gpu_memory="1Gi")), "request.size_without_share"),
         (pod(asking(cpu=1), notes=note(gpu_milli="5")), "request.size_without_share"),
