@@ -67,8 +67,16 @@ def lines(request: dict[str, Any], found: dict[str, Any]) -> list[str]:
     said = ["  ".join(head)]
     said += [f"  {one['text']}  [{one['code']}: {one['class']}]" for one in found["reasons"]]
     if found["funnel"]:
-        said.append("  nodes left: " + " -> ".join(f"{one['mask']} {one['nodes']}" for one in found["funnel"]))
+        said.append("  nodes left: " + " -> ".join(_narrowing(found["funnel"])))
     if found["changes"]:
         ideas = (f"{one['change']} ({one['nodes']} nodes)" for one in found["changes"])
         said.append("  would fit now: " + " | ".join(ideas))
     return said
+
+
+def _narrowing(funnel: list[dict[str, Any]]) -> list[str]:
+    """Return the first step of the funnel and those after it that took nodes away."""
+    before = [None, *(one["nodes"] for one in funnel)]
+    return [
+        f"{one['mask']} {one['nodes']}" for one, nodes in zip(funnel, before, strict=False) if one["nodes"] != nodes
+    ]

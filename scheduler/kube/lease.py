@@ -200,7 +200,7 @@ class Occupancy:
         fence = lease["metadata"].get("annotations", {}).get(FENCE, "?")
         return (
             f"Another Tessera works on this cluster: Lease {self._namespace}/{NAME} is held by process {process} on "
-            f"database {database} (fence {fence}). Stop it, or start this one on that database."
+            f"database {database} (fence {fence}). Stop it first."
         )
 
 

@@ -117,7 +117,7 @@ def _lock_file(file: Path) -> Callable[[], None]:
     except OSError:
         os.close(lock)
         raise OccupiedError(
-            f"Another Tessera already works on {file}; stop that one first, or give this one its own --db."
+            f"Another Tessera already works on {file}; stop that one first, or name another --db for another cluster."
         ) from None
     return lambda: os.close(lock)
 
@@ -129,7 +129,7 @@ def _lock_server(engine: sa.Engine) -> Callable[[], None]:
     holder.close()
     where = engine.url.render_as_string()
     raise OccupiedError(
-        f"Another Tessera already works on {where}; stop that one first, or give this one its own --db."
+        f"Another Tessera already works on {where}; stop that one first, or name another --db for another cluster."
     )
 
 

@@ -15,13 +15,14 @@ from aiohttp import web
 from policies.columns import Health, Mode, Use
 from scheduler.desk import Desk
 from scheduler.metrics import Metrics
-from scheduler.model.reservation import Row
+from scheduler.model.reservation import Row, State
 
 from .explanation import SHOWN, explanation
 from .problems import problem
 
 PAGE_MAX = 500
 FILTERS = ("state", "queue", "namespace", "name")
+STATES = tuple(dict.fromkeys(SHOWN.get(state, state).value for state in State))
 
 
 @dataclass(slots=True)
@@ -65,6 +66,9 @@ class Views:
     async def requests(self, http: web.Request) -> web.Response:
         """Requests, filtered by state, queue, namespace and name, oldest first."""
         wanted = {key: http.query[key] for key in FILTERS if key in http.query}
+        if unknown := set(wanted.get("state", STATES[0]).split(",")) - set(STATES):
+            named = ", ".join(sorted(unknown))
+            return problem(400, "request.malformed", f"there is no state {named!r}; states are {', '.join(STATES)}")
         rows = [row for row in self.desk.book.rows.values() if _matches(row, wanted)]
         rows.sort(key=lambda row: (row.arrival_us, row.id))
         by_key = {f"{row.arrival_us:020}/{row.id}": row for row in rows}

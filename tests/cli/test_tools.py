@@ -115,6 +115,9 @@ async def test_why_of_a_pod_that_waits_names_its_place_and_what_would_fit(stage:
     assert found["funnel"][-1]["nodes"] == 0
     assert {"change": "ask for 3 instead of 8 GPUs", "nodes": 1} in found["changes"]
     assert "position 2 of 2" in people.out
+    steps = people.out.partition("nodes left: ")[2].splitlines()[0].split(" -> ")
+    counts = [int(step.rpartition(" ")[2]) for step in steps]
+    assert counts == sorted(set(counts), reverse=True)
     assert "ask for 3 instead of 8 GPUs (1 nodes)" in people.out
 
 

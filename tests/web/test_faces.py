@@ -160,6 +160,10 @@ async def test_views_page_through_everything_once() -> None:
         assert one["state"] == "RESERVED"
         assert one["allocation"]["node"] == "a"
         assert (await (await client.get("/api/v1/requests?state=RUNNING")).json())["items"] == []
+        assert (await (await client.get("/api/v1/requests?state=RESERVED,RUNNING")).json())["items"]
+        unknown = await client.get("/api/v1/requests?state=QUEUED,LOST")
+        assert unknown.status == 400
+        assert "'LOST'" in (await unknown.json())["detail"]
         gpus = (await (await client.get("/api/v1/gpus?limit=500")).json())["items"]
         assert sum(gpu["use"] == "whole" for gpu in gpus) == 7
         nodes = (await (await client.get("/api/v1/nodes")).json())["items"]
