@@ -166,7 +166,6 @@ class Ask:
     parts: tuple[int, ...] = ()  # shares per container, each on different devices; empty = one of `count`
     profile: int = -1  # row of slices_free; -1 = no MIG
     offer: Offer = NO_OFFER  # where its MIG instances fit, by mig_row
-    linked: bool = False  # wants devices of one link group
     priority: int = 0
     queue: int = 0
 

@@ -55,35 +55,35 @@ class App:
         self.recovered = False
         self.holds: Callable[[], bool] = lambda: True  # whether the cluster's Lease is ours; the process says
         self.crew = Crew()
-        nodes = NodeSink(self.desk, dict(geometry.products()))
-        pods = PodSink(self.desk, self.settler, self.waker)
-        self.reflectors = (
-            Reflector(cluster, "nodes", clock, nodes, rng=rng),
-            Reflector(cluster, "pods", clock, pods, rng=rng),
-        )
+        nodes, pods = NodeSink(self.desk, geometry.products()), PodSink(self.desk, self.settler, self.waker)
+        self.reflectors = [Reflector(cluster, "nodes", clock, nodes, rng=rng)]  # nodes first: pods need their rows
+        self.reflectors += [Reflector(cluster, "pods", clock, pods, rng=rng)]
         self.metrics.watch(self.desk, self.age_s, lambda: self.audit.findings)
-        self.extender = Extender(
-            self.desk,
-            clock,
-            self.metrics,
-            lambda: not self.unready(),
-            self.binder.bind,
-            settings.extender.filterDeadline,
-        )
+        deadline_s = settings.extender.filterDeadline
+        self.extender = Extender(self.desk, clock, self.metrics, self.unready, self.binder.bind, deadline_s)
         self.views = Views(self.desk, self.metrics, self.unready)
 
     async def start(self) -> None:
         """Recover, start the loops and return when ready."""
+        began = self.clock.monotonic()
         verified = self.store.verify_tail()
         if not verified.ok:
             raise StoreError(f"the journal does not verify at row {verified.first_bad}: {verified.text}")
+        at_verified = self.clock.monotonic()
         self.desk.book = Book(*self.store.load())
-        for reflector in self.reflectors:  # nodes first, so that pods are booked on rows that are there
+        for reflector in self.reflectors:
             self.crew.spawn(reflector.run())
             while not reflector.synced:
                 self.crew.check()
                 await self.clock.sleep(0.01)
+        at_listed = self.clock.monotonic()
         await self.reconcile.recover()
+        log.info(
+            "recovered",
+            verify_s=round(at_verified - began, 3),
+            list_s=round(at_listed - at_verified, 3),
+            rebuild_s=round(self.clock.monotonic() - at_listed, 3),
+        )
         self.crew.spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
         self.crew.spawn(forever("wake", self.waker.step, self.clock, 0.1))
         self.crew.spawn(forever("audit", self.audit.step, self.clock, 1.0))

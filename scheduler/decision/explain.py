@@ -59,7 +59,7 @@ def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int,
         {
             "v": 1,
             "generation": generation,
-            "funnel": verdict.funnel(),
+            "funnel": funnel(verdict),
             "chosen": _candidate(verdict, chosen, names),
             "runner_up": _candidate(verdict, second[0], names) if second else None,
         },
@@ -69,6 +69,13 @@ def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int,
     )
     assert len(text.encode()) <= RECORD_BYTES_MAX, "policy names too long for a decision record"
     return text
+
+
+def funnel(verdict: Verdict) -> list[tuple[str, int]]:
+    """Return after each mask how many nodes are left."""
+    failed = verdict.failed
+    lost = np.bincount(failed[failed >= 0], minlength=len(verdict.masks))
+    return list(zip(verdict.masks, (len(failed) - np.cumsum(lost)).tolist(), strict=True))
 
 
 def why(verdict: Verdict, profiles: Sequence[str] = ()) -> Why:
@@ -90,7 +97,7 @@ def why(verdict: Verdict, profiles: Sequence[str] = ()) -> Why:
         listed = ", ".join(profiles)
         causes[0]["text"] += f" Nearest names: {listed}."
         causes[0]["text_ko"] += f" 가장 가까운 이름: {listed}."
-    return {"funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in verdict.funnel()], "reasons": causes}
+    return {"funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in funnel(verdict)], "reasons": causes}
 
 
 def why_refused(refusal: Refusal) -> Why:

@@ -85,11 +85,6 @@ class Verdict:
             return ""
         return REASONS[self.masks[failed.max(initial=0)]]
 
-    def funnel(self) -> list[tuple[str, int]]:
-        """Return after each mask how many nodes are left."""
-        lost = np.bincount(self.failed[self.failed >= 0], minlength=len(self.masks))
-        return list(zip(self.masks, (len(self.failed) - np.cumsum(lost)).tolist(), strict=True))
-
 
 def judge(snapshot: Snapshot, ask: Ask, mix: Mix, policies: Policies, masks: Collection[str] = TURN_MASKS) -> Verdict:
     """Judge an ask on every node with those of the policies' masks that are in `masks`."""

@@ -28,14 +28,14 @@ class Extender:
     """The extender's verbs over one desk.
 
     Attributes:
-        ready: says whether the inventory is complete and fresh; until then every answer is an `Error`.
+        unready: why no decision may be made now; until it is empty every answer is an `Error`.
         bind_pod: binds and returns an empty string or the reason why not.
     """
 
     desk: Desk
     clock: Clock
     metrics: Metrics
-    ready: Callable[[], bool]
+    unready: Callable[[], str]
     bind_pod: Callable[[BindArgs], Awaitable[str]]
     filter_deadline_s: float = 0.8
 
@@ -51,7 +51,7 @@ class Extender:
                 args = read_filter(body)
             except BadBody as error:
                 return self._bad("prioritize", error)
-            if not self.ready() or len(args.names) > NAMES_MAX:
+            if self.unready() or len(args.names) > NAMES_MAX:
                 scores = [(name, 0) for name in args.names[:NAMES_MAX]]
             else:
                 scores = self.desk.prioritize(args.pod, args.names)
@@ -65,7 +65,7 @@ class Extender:
                 args = read_bind(body)
             except BadBody as error:
                 return self._bad("bind", error)
-            if not self.ready():
+            if self.unready():
                 return self._error("bind", "Tessera's view of the cluster is not ready")
             problem = await self.bind_pod(args)
             if problem:
@@ -81,7 +81,7 @@ class Extender:
             return self._bad("filter", error)
         if len(args.names) > NAMES_MAX:
             return self._bad("filter", BadBody(f"more than {NAMES_MAX} node names in one call"))
-        if not self.ready():
+        if self.unready():
             return self._error("filter", "Tessera's view of the cluster is not ready")
         answer = self.desk.filter(args.pod, args.names)
         if self.clock.monotonic() - started > self.filter_deadline_s:

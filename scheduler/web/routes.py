@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from .extender import BODY_MAX, Extender, Reply
+from .patience import body_of, patience
 from .problems import problems, refuse_encodings
 from .views import Views
 
@@ -15,7 +16,7 @@ API_BODY_MAX = 256 * 1024
 
 def extender_app(extender: Extender, views: Views) -> web.Application:
     """Serve kube-scheduler; loopback, or behind mutual TLS."""
-    app = web.Application(client_max_size=BODY_MAX, middlewares=[problems, refuse_encodings])
+    app = web.Application(client_max_size=BODY_MAX, middlewares=[patience, problems, refuse_encodings])
     app.router.add_post("/scheduler/filter", _verb(extender.filter))
     app.router.add_post("/scheduler/prioritize", _verb(extender.prioritize))
     app.router.add_post("/scheduler/bind", _verb(extender.bind))
@@ -26,7 +27,7 @@ def extender_app(extender: Extender, views: Views) -> web.Application:
 
 def api_app(views: Views) -> web.Application:
     """Serve people and their tools; read-only."""
-    app = web.Application(client_max_size=API_BODY_MAX, middlewares=[problems, refuse_encodings])
+    app = web.Application(client_max_size=API_BODY_MAX, middlewares=[patience, problems, refuse_encodings])
     app.router.add_get("/api/v1/nodes", views.nodes)
     app.router.add_get("/api/v1/gpus", views.gpus)
     app.router.add_get("/api/v1/requests", views.requests)
@@ -39,7 +40,7 @@ def api_app(views: Views) -> web.Application:
 
 def metrics_app(views: Views) -> web.Application:
     """Serve Prometheus, and the kubelet's probes."""
-    app = web.Application(client_max_size=API_BODY_MAX, middlewares=[problems, refuse_encodings])
+    app = web.Application(client_max_size=API_BODY_MAX, middlewares=[patience, problems, refuse_encodings])
     app.router.add_get("/metrics", views.metrics)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
@@ -48,7 +49,7 @@ def metrics_app(views: Views) -> web.Application:
 
 def _verb(answer: Callable[[bytes], Awaitable[Reply]]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handler(http: web.Request) -> web.Response:
-        status, body = await answer(await http.read())
+        status, body = await answer(await body_of(http))
         return web.Response(status=status, body=body, content_type="application/json")
 
     return handler

@@ -19,6 +19,7 @@ from scheduler.decision.catalog import (
     TURN_MASKS,
     read_policies,
 )
+from scheduler.decision.explain import funnel
 from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.decision.placing import judge_row
 from tests.drawing import ask, cluster
@@ -46,7 +47,7 @@ def test_a_verdict_says_what_a_loop_says(
     assert verdict.failed.tolist() == failing
     assert verdict.passes.tolist() == [index < 0 for index in failing]
     left = [sum(index < 0 or index > place for index in failing) for place in range(len(masks))]
-    assert verdict.funnel() == list(zip(masks, left, strict=True))
+    assert funnel(verdict) == list(zip(masks, left, strict=True))
     rows = np.asarray(data.draw(st.permutations(range(snapshot.nodes))), np.intp)[: data.draw(st.integers(0, 12))]
     assert verdict.reasons(rows) == [REASONS[masks[failing[row]]] if failing[row] >= 0 else "" for row in rows]
     passing = [row for row in rows.tolist() if failing[row] < 0]

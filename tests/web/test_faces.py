@@ -40,7 +40,7 @@ class Faces:
         self.bound: list[BindArgs] = []
         metrics = Metrics(self.clock, "test")
         metrics.watch(self.desk, lambda: 1.5, list)
-        self.extender = Extender(self.desk, self.clock, metrics, lambda: not self.unready, self.bind)
+        self.extender = Extender(self.desk, self.clock, metrics, lambda: self.unready, self.bind)
         self.views = Views(self.desk, metrics, lambda: self.unready)
 
     async def bind(self, args: BindArgs) -> str:
