@@ -47,7 +47,7 @@ NEXT = (
     ("{tessera} demo --headless --json", "a run as one line of JSON"),
     ("{tessera} serve --kubeconfig FILE", "beside a kube-scheduler of your own"),
     ("make test", "every test that needs nothing else"),
-    ("make e2e", "the tests against a real control plane"),
+    ("make e2e", "the tests on a real control plane"),
 )
 
 
