@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 from aiohttp import web
 
 from policies.columns import Health
@@ -105,6 +106,11 @@ async def tessera(capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
         return int(ended.value.code or 0)
 
     capsys.readouterr()
-    code = await asyncio.to_thread(call)
+    policy = asyncio.get_event_loop_policy()
+    try:
+        code = await asyncio.to_thread(call)
+    finally:  # what a process of its own would take with it
+        asyncio.set_event_loop_policy(policy)
+        structlog.reset_defaults()
     out, err = capsys.readouterr()
     return Said(code, out, err)
