@@ -31,7 +31,7 @@ from scheduler.model.reservation import Change, Event, Row
 log = structlog.get_logger(__name__)
 
 ROUNDS_MAX = 8
-RETRY_S = 1.0
+RETRY_S, LATEST_S = 1.0, 60.0
 ASK_S = 2.0  # others wait for their turn behind a call that hangs
 
 
@@ -65,6 +65,8 @@ class Settler:
     dirty: dict[str, bool] = field(default_factory=dict)
     working: dict[str, asyncio.Event] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)  # rings when something was marked
+    _trouble: dict[str, tuple[int, str]] = field(default_factory=dict)  # uid -> times in a row, last problem
+    _waiting: set[str] = field(default_factory=set)  # uids whose timer runs
 
     def mark(self, uid: str, *, gone: bool = False) -> None:
         """Ask for a look at this Request at the next step."""
@@ -80,8 +82,23 @@ class Settler:
             try:
                 await self.resolve(uid, fresh=fresh)
             except (ApiError, UnknownOutcome, StoreError) as error:
-                log.warning("settle.later", request=uid, error=str(error))
-                self.clock.call_later(RETRY_S, lambda: self.mark(uid))
+                self._later(uid, str(error))
+            else:
+                self._trouble.pop(uid, None)
+
+    def _later(self, uid: str, problem: str) -> None:
+        """Look again after a while, longer each time; one timer per Request, one log line per new problem."""
+        times, known = self._trouble.get(uid, (0, ""))
+        self._trouble[uid] = (times + 1, problem)
+        if problem != known:
+            log.warning("settle.later", request=uid, error=problem)
+        if uid not in self._waiting:
+            self._waiting.add(uid)
+            self.clock.call_later(min(RETRY_S * 2.0 ** min(times, 10), LATEST_S), lambda: self._again(uid))
+
+    def _again(self, uid: str) -> None:
+        self._waiting.discard(uid)
+        self.mark(uid)
 
     @asynccontextmanager
     async def alone(self, uid: str) -> AsyncGenerator[None, None]:
@@ -111,7 +128,7 @@ class Settler:
                 else:
                     pod, fresh = await self._ask_server(uid, pod, row, action), True
                     break
-        self.clock.call_later(RETRY_S, lambda: self.mark(uid))
+        self._later(uid, "not settled in several rounds")
 
     async def _ask_server(self, uid: str, pod: Pod | None, row: Row | None, action: Action) -> Pod | None:
         """Read the pod from the API server, or touch it, and return it as it is now; None = this pod is gone."""

@@ -16,7 +16,7 @@ from scheduler.embedded.cluster import EmbeddedCluster
 from scheduler.embedded.injected import Faults
 from scheduler.errors import StoreError
 from scheduler.ids import seeded_ids
-from scheduler.kube.port import Kind, Object
+from scheduler.kube.port import ApiError, Kind, Object
 from scheduler.ledger.lifecycle import ATTEMPTS_MAX
 from scheduler.model.reservation import Change, State
 from scheduler.store.store import Store
@@ -189,3 +189,25 @@ async def test_a_bind_that_begins_too_late_claims_nothing(here: Place) -> None:
     assert here.app.desk.registry.held(uid) is None
     assert not here.meddler.bindings
     assert here.row(pod).state is State.QUEUED
+
+
+@virtual
+async def test_a_touch_that_is_refused_for_good_is_tried_ever_less_often(here: Place) -> None:
+    """As by an admission policy that takes this Tessera for a stranger, while kube-scheduler asks again and again."""
+    pod = await here.pod(gpus=2)
+    touches: list[float] = []
+
+    async def refuse(*_: object, **__: object) -> Object:
+        touches.append(here.app.clock.monotonic())
+        raise ApiError(422, "Invalid", "not by you")
+
+    here.meddler.patch = refuse  # type: ignore[attr-defined]
+    here.cluster.faults.force("bind", "failed")
+    for _ in range(5):
+        assert await here.bind(pod)
+    began = here.app.clock.monotonic()
+    await here.app.clock.sleep(300)
+    late = [at for at in touches if at > began + 200]
+    assert 1 <= len(late) <= 8  # every 60 s by its own timer, every 30 s by the sweep
+    del here.meddler.patch  # type: ignore[attr-defined]
+    await here.until(lambda: here.row(pod).state is State.QUEUED, wait_s=100)

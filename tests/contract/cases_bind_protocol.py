@@ -78,8 +78,8 @@ class Stage:
     def row(self, pod: Object) -> Row:
         return self.app.desk.book.rows[pod["metadata"]["uid"]]
 
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
+    async def until(self, true: Callable[[], bool], wait_s: float = WAIT_S) -> None:
+        async with asyncio.timeout(wait_s):
             while not true():
                 await self.app.clock.sleep(0.01)
 
