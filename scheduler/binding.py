@@ -121,6 +121,7 @@ class Binder:
         await self._post(pod, changes[-1].after)
         await fault("bind.confirm.before")
         await self._confirm(args.uid)
+        log.info("bound", pod=f"{args.namespace}/{args.name}", node=args.node, request=args.uid)
 
     async def _live(self, args: BindArgs) -> Pod:
         """Return the pod as the watch or the API server has it, if it may be bound."""
