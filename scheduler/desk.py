@@ -217,6 +217,10 @@ class Desk:
         freed, devices, reason = self._refusals.get(pod.uid, (-1, None, ""))
         return reason if freed == self.registry.freed and devices == pod.request.devices else ""
 
+    def last_refusal(self, uid: str) -> str:
+        """Return the word a waiting pod was last refused with everywhere, whatever was freed since; empty = none."""
+        return self._refusals.get(uid, (-1, None, ""))[2]
+
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Request that is over."""
         self._refusals.pop(uid, None)

@@ -105,8 +105,7 @@ def line(desk: Desk) -> Iterable[Metric]:
 
 def _class(desk: Desk, row: Row) -> str:
     """Return who must act for a waiting request, as far as the last refusal tells; else nobody need."""
-    pod = desk.registry.pods.get(row.id)
-    word = desk.known_refusal(pod) if pod is not None else ""
+    word = desk.last_refusal(row.id)
     reason = REASONS.get(OF_REQUEST.get(word, word))
     return reason.who if reason else "wait"
 
@@ -180,15 +179,20 @@ def _causes(registry: Registry, snapshot: Snapshot) -> dict[str, BoolArray]:
 
 
 def _instances(registry: Registry, snapshot: Snapshot) -> Metric:
-    """Count the static MIG slices of observed nodes; those of exact nodes exist only while a pod holds them."""
-    totals: Tally[str] = Tally()
-    for node in registry.nodes.values():
+    """Count MIG instances: what observed nodes offer, and what is held on exact ones, where none is there unused."""
+    offered: Tally[str] = Tally()
+    held: Tally[str] = Tally()
+    for name, node in registry.nodes.items():
         if node.mode is Mode.OBSERVED:
-            totals.update(dict(node.slices))
+            offered.update(dict(node.slices))
+        elif any(device.mig_mode for device in node.devices):
+            parts = (part for booking in registry.holders(name).values() for part in booking.parts)
+            held.update(part.profile for part in parts if part.profile)
     left = np.maximum(snapshot.slices_free[:, snapshot.mode == Mode.OBSERVED], 0).sum(axis=1)
     counts: dict[tuple[str, str], int] = {}
+    totals = offered + held
     for profile, total in totals.items():
-        free = min(int(left[registry.columns.profiles.find(profile)]), total)
+        free = min(int(left[registry.columns.profiles.find(profile)]), offered[profile])
         counts[profile, "free"], counts[profile, "allocated"] = free, total - free
     labels = ("profile", "state")
     return gauge("mig_instances", "MIG instances.", labels, _relabelled(counts, kept(totals, PROFILES_MAX)))

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from policies.columns import Health
+from scheduler import geometry
 from scheduler.clock import RealClock
 from scheduler.decision.pipeline import Policies
 from scheduler.decision.reasons import REASONS
@@ -141,6 +142,20 @@ def test_static_mig_slices_are_counted_where_the_plugin_offers_them(scene: Scene
     assert scene.samples("tessera_mig_instances") == {("1g.10gb", "free"): 4, ("1g.10gb", "allocated"): 3}
 
 
+def test_mig_instances_of_exact_nodes_are_those_that_are_held(scene: Scene) -> None:
+    raw = raw_node("mig", **{"tessera.dev/mig-devices": "all"})
+    raw["status"]["allocatable"]["nvidia.com/mig-3g.40gb"] = "16"
+    node = read_node(raw, geometry.products())
+    assert node is not None
+    scene.desk.registry.put_node(node)
+    pod = raw_pod("one", 0)
+    for amounts in pod["spec"]["containers"][0]["resources"].values():
+        amounts["nvidia.com/mig-3g.40gb"] = "3"
+    scene.desk.claim(read_pod(pod), "mig")
+    assert scene.samples("tessera_mig_instances") == {("3g.40gb", "allocated"): 3, ("3g.40gb", "free"): 0}
+    assert scene.samples("tessera_gpus")["H100-80", "reserved"] == 2
+
+
 def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene) -> None:
     scene.node("exact")
     scene.node("other")
@@ -149,6 +164,8 @@ def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene) -> N
     scene.waits("big", "speech", gpus=99)
     scene.desk.filter(scene.desk.registry.pods["uid-big"], ["exact", "other"])
     assert scene.samples("tessera_queue_depth") == {("wait", "vision"): 2, ("change", "speech"): 1}
+    scene.desk.registry.freed += 1  # room elsewhere does not make a wrong ask right
+    assert scene.samples("tessera_queue_depth")["change", "speech"] == 1
     ages = scene.samples("tessera_queue_oldest_seconds")
     now_s = scene.desk.clock.wall_us() / 1_000_000
     assert ages["vision",] == pytest.approx(now_s - 1_767_225_600, abs=60)

@@ -17,7 +17,17 @@ def nodes(url: str, *, as_json: bool) -> None:
         if as_json:
             say_json({"nodes": found}, ok=True)
             return
-        columns = ("NODE", "MODE", "PRODUCT", "GPUS FREE>", "CPU FREE>", "MEMORY FREE>", "PODS>", "STATE")
+        columns = (
+            "NODE",
+            "MODE",
+            "PRODUCT",
+            "GPUS FREE>",
+            "SLICES FREE",
+            "CPU FREE>",
+            "MEMORY FREE>",
+            "PODS>",
+            "STATE",
+        )
         console().print(table(columns, (_node(node) for node in found)))
 
 
@@ -49,6 +59,7 @@ def _node(node: Item) -> tuple[str, ...]:
         node["mode"],
         node["product"] or "-",
         f"{gpu['free']}/{gpu['total']}",
+        " ".join(f"{profile} {one['free']}/{one['total']}" for profile, one in node["slices"].items()) or "-",
         f"{cpu['free'] / 1000:g}/{cpu['total'] / 1000:g}",
         f"{gib(memory['free'])}/{gib(memory['total'])}",
         str(node["pods"]),
@@ -63,7 +74,16 @@ def _gpu(gpu: Item) -> tuple[str, ...]:
         gpu["model"] or "-",
         f"{gpu['memoryMiB']}Mi" if gpu["memoryMiB"] else "-",
         "on" if gpu["migMode"] else "off",
-        gpu["use"],
+        _use(gpu),
         gpu["health"],
         ",".join(gpu["requests"]) or "-",
     )
+
+
+def _use(gpu: Item) -> str:
+    """Return what a GPU is used for; of a divided one also by what, and what is left."""
+    if gpu["use"] == "mig":
+        return "mig " + ",".join(f"{part['profile']}@{part['start']}" for part in gpu["parts"])
+    if gpu["use"] == "shared":
+        return f"shared, {gpu['milliFree']}m {gpu['memoryMiBFree']}Mi free"
+    return str(gpu["use"])

@@ -14,7 +14,9 @@ from aiohttp import web
 
 from policies.columns import Health, Mode, Use
 from scheduler.desk import Desk
+from scheduler.inventory.registry import Part
 from scheduler.metrics import Metrics
+from scheduler.model.node import Node
 from scheduler.model.reservation import Row, State
 
 from .explanation import SHOWN, explanation
@@ -110,6 +112,7 @@ class Views:
             "mode": "exact" if exact else "observed",
             "product": node.product,
             "gpus": {"total": node.gpus, "free": max(gpus_free, 0)},
+            "slices": {} if exact else self._slices(node, row),
             "cpuMilli": {"total": node.amounts.cpu_milli, "free": int(snapshot.cpu_milli_free[row])},
             "memoryBytes": {"total": node.amounts.memory_bytes, "free": int(snapshot.memory_bytes_free[row])},
             "schedulable": not node.unschedulable,
@@ -118,15 +121,22 @@ class Views:
             "pods": len(self.desk.registry.holders(name)),
         }
 
+    def _slices(self, node: Node, row: int) -> dict[str, dict[str, int]]:
+        """Return the MIG slices that an observed node offers, by profile; an exact one makes them as they are asked."""
+        profiles, left = self.desk.registry.columns.profiles, self.desk.registry.snapshot().slices_free[:, row]
+        return {
+            profile: {"total": count, "free": max(int(left[profiles.find(profile)]), 0)}
+            for profile, count in node.slices
+        }
+
     def gpu_view(self, key: str) -> dict[str, Any]:
         """Return one device; on observed nodes NVIDIA's plugin knows who holds it and Tessera does not."""
         name, _, number = key.partition("/")
         slot, registry = int(number), self.desk.registry
         node, row, snapshot = registry.nodes[name], registry.columns.rows[name], registry.snapshot()
         device = node.devices[slot]
-        held_by = [
-            uid for uid, held in sorted(registry.holders(name).items()) if slot in {taken for taken, _ in held.devices}
-        ]
+        holders = sorted(registry.holders(name).items())
+        parts = [(uid, part) for uid, held in holders for part in held.parts if part.slot == slot]
         use = Use(int(snapshot.use[slot, row])).name.lower() if node.mode is Mode.EXACT else "unknown"
         return {
             "node": name,
@@ -137,8 +147,11 @@ class Views:
             "memoryMiB": device.memory_mib,
             "migMode": device.mig_mode,
             "use": use,
+            "memoryMiBFree": int(snapshot.memory_mib_free[slot, row]) if use != "unknown" else None,
+            "milliFree": int(snapshot.milli_free[slot, row]) if use != "unknown" else None,
+            "parts": [_part(uid, part) for uid, part in parts],
             "health": Health(int(snapshot.health[slot, row])).name.lower(),
-            "requests": held_by,
+            "requests": [uid for uid, held in holders if slot in {taken for taken, _ in held.devices}],
         }
 
     def request_view(self, row: Row) -> dict[str, Any]:
@@ -157,6 +170,13 @@ class Views:
                 "explanation": f"/api/v1/requests/{row.id}/explanation",
             },
         }
+
+
+def _part(uid: str, part: Part) -> dict[str, Any]:
+    """Return a MIG instance or a share on a device."""
+    if part.profile:
+        return {"request": uid, "profile": part.profile, "start": part.start, "size": part.size}
+    return {"request": uid, "milli": part.milli, "mib": part.mib}
 
 
 def _matches(row: Row, wanted: dict[str, str]) -> bool:

@@ -15,6 +15,7 @@ import structlog
 from aiohttp import web
 
 from policies.columns import Health
+from scheduler import geometry
 from scheduler.__main__ import main
 from scheduler.clock import RealClock
 from scheduler.decision.pipeline import Policies
@@ -54,9 +55,15 @@ class Stage:
 
     def __post_init__(self) -> None:
         for raw in (raw_node("exact-1"), raw_node("seen-1", mode="observed"), raw_node("cpu-1", gpus=0)):
-            node = read_node(raw, {})
-            assert node is not None
-            self.desk.registry.put_node(node)
+            self.node(raw)
+
+    def node(self, raw: dict[str, Any], more: dict[str, str] | None = None) -> None:
+        """Take in a node, with more resources than it has."""
+        shares = {"tessera.dev/share": "512"} if raw["metadata"]["labels"]["tessera.dev/mode"] == "exact" else {}
+        raw["status"]["allocatable"] = {**raw["status"]["allocatable"], **shares, **(more or {})}
+        node = read_node(raw, geometry.products())
+        assert node is not None
+        self.desk.registry.put_node(node)
 
     def sick(self, node: str, slot: int) -> None:
         self.desk.registry.columns.column("health")[slot, self.desk.registry.columns.rows[node]] = Health.BAD
@@ -69,9 +76,12 @@ class Stage:
         self.step(pod, event, pod.request.refusal.reason if pod.request.refusal else "")
         return pod
 
-    def bound(self, name: str, node: str, gpus: int = 1) -> Pod:
-        """Take in a pod that Tessera has bound."""
-        pod = read_pod(raw_pod(name, gpus))
+    def bound(self, name: str, node: str, gpus: int = 1, ask: dict[str, str] | None = None, **how: Any) -> Pod:
+        """Take in a pod that Tessera has bound; `ask` replaces the whole GPUs."""
+        raw = raw_pod(name, 0 if ask else gpus, **how)
+        for amounts in raw["spec"]["containers"][0]["resources"].values():
+            amounts.update(ask or {})
+        pod = read_pod(raw)
         self.desk.registry.put_pod(pod)
         self.desk.claim(pod, node)
         self.step(pod, Event.POST)

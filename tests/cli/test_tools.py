@@ -7,6 +7,7 @@ import pytest
 from scheduler.decision.reasons import REASONS
 from scheduler.model.reservation import Event
 from tests.cli.stage import Stage, tessera
+from tests.objects import raw_node
 
 Capture = pytest.CaptureFixture[str]
 
@@ -44,6 +45,35 @@ async def test_gpus_says_who_holds_what(stage: Stage, capsys: Capture) -> None:
         assert [row[6] for row in rows if row[1] == "7"] == ["bad", "healthy"]
         found = (await tessera(capsys, "gpus", "--api", stage.url, "--json")).json
     assert len(found["gpus"]) == 16
+
+
+async def test_divided_gpus_show_their_parts(capsys: Capture) -> None:
+    stage = Stage()
+    stage.node(raw_node("mig-1", **{"tessera.dev/mig-devices": "0"}), {"nvidia.com/mig-3g.40gb": "2"})
+    stage.node(raw_node("seen-2", mode="observed"), {"nvidia.com/mig-1g.10gb": "7"})
+    stage.bound("slice", "mig-1", ask={"nvidia.com/mig-3g.40gb": "1"})
+    stage.bound("static", "seen-2", ask={"nvidia.com/mig-1g.10gb": "3"})
+    size = {"tessera.dev/gpu-memory": "10Gi", "tessera.dev/gpu-milli": "250"}
+    stage.bound("share", "mig-1", ask={"tessera.dev/share": "1"}, annotations=size)
+    async with stage.serving():
+        table = (await tessera(capsys, "gpus", "--api", stage.url)).out
+        nodes = (await tessera(capsys, "nodes", "--api", stage.url)).out
+        found = (await tessera(capsys, "gpus", "--api", stage.url, "--json")).json["gpus"]
+        top = (await tessera(capsys, "top", "--api", stage.url)).out
+    by_use = {gpu["use"]: gpu for gpu in found if gpu["node"] == "mig-1"}
+    (part,) = by_use["mig"]["parts"]
+    assert (part["request"], part["profile"], part["size"], part["start"] in {0, 4}) == (
+        "uid-slice",
+        "3g.40gb",
+        4,
+        True,
+    )
+    assert by_use["shared"]["parts"] == [{"request": "uid-share", "milli": 250, "mib": 10240}]
+    assert by_use["shared"]["milliFree"] == 750
+    assert "mig 3g.40gb@" in table
+    assert "shared, 750m 71319Mi free" in table
+    assert "1g.10gb 4/7" in nodes
+    assert "ms......" in top
 
 
 async def test_every_page_of_a_long_list_is_read(stage: Stage, capsys: Capture) -> None:
