@@ -28,7 +28,7 @@ class Product:
 
     Attributes:
         db: the database URL, the same for every start.
-        extender: urlPrefix of the running process, empty before the first start.
+        extender: urlPrefix of the running process, empty before the first start; `api` likewise for people.
         ready_s: seconds from each start to its ready line.
     """
 
@@ -39,7 +39,7 @@ class Product:
         self._kubeconfig = kubeconfig
         self._child: Child | None = None
         self.db = f"sqlite:///{folder / 'tessera.db'}"
-        self.extender = ""
+        self.extender = self.api = ""
         self.ready_s: list[float] = []
 
     async def start(self) -> None:
@@ -60,7 +60,23 @@ class Product:
                 raise ProductError(f"Tessera not ready after {READY_S:.0f} s; the end of {log}:\n{child.tail()}")
             await CLOCK.sleep(_POLL_S)
         self.ready_s.append(time.monotonic() - begun)
-        self.extender = str(line["extender"])
+        self.extender, self.api = str(line["extender"]), str(line["api"])
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running process.
+
+        Raises:
+            ProductError: none runs.
+        """
+        if self._child is None:
+            raise ProductError("Tessera does not run")
+        return self._child.pid
+
+    @property
+    def log(self) -> Path:
+        """The log of the last start."""
+        return self._folder / f"tessera-{len(self.ready_s) - 1}.log"
 
     def check(self) -> None:
         """Make sure that it still runs.

@@ -30,6 +30,7 @@ from scheduler.kube.lease import Occupancy
 from scheduler.kube.port import Cluster
 from scheduler.store.store import Store
 from scheduler.store.writer import ThreadedWriter
+from scheduler.web.patience import GuardedRunner
 from scheduler.web.routes import api_app, extender_app, metrics_app
 from scheduler.web.tls import Files, MutualTlsSite, RotatingContext
 
@@ -69,6 +70,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Serve until SIGTERM or SIGINT. Raises typer.Exit or TesseraError."""
+    gc.disable()  # until ready: what a start makes stays, and looking through it again and again doubles its time
     if sum((options.kubeconfig is not None, options.in_cluster, options.embedded is not None)) != 1:
         raise typer.BadParameter("name exactly one of --kubeconfig FILE, --in-cluster and --embedded DIR")
     if options.tls() is None:
@@ -149,6 +151,7 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
                 starting.result()
                 gc.collect()
                 gc.freeze()
+                gc.enable()
                 _say_ready(urls)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -196,7 +199,7 @@ async def _listen(
     allowed: Collection[str],
 ) -> str:
     host, port = split(address)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HANG_UP_S)
+    runner = GuardedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HANG_UP_S)
     await runner.setup()
     runners.append(runner)
     try:

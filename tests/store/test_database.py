@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from scheduler.errors import CorruptError, NewerError, OccupiedError, StoreError
 from scheduler.model.reservation import State
-from scheduler.store import schema
+from scheduler.store import database, schema
 from scheduler.store.store import Store
 from tests.ledger.lives import history
 
@@ -178,3 +182,21 @@ def test_the_database_itself_refuses_nonsense(store: Store, statement: sa.Execut
     assert store.commit([tuple(history(State.BOUND))]) == [None]
     with store._engine.connect() as connection, pytest.raises(sa.exc.IntegrityError):
         connection.execute(statement)
+
+
+def test_the_names_of_the_migrations_are_their_revisions() -> None:
+    folder = Path(database.__file__).parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("path_separator", "os")
+    walked = [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
+    assert database.revisions() == walked[::-1]
+
+
+def test_a_database_that_is_current_needs_no_migration_tool(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    Store.open(url).close()
+    opening = f"from scheduler.store.store import Store; Store.open({url!r}).close()"
+    code = f"import sys; {opening}; print('alembic' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
