@@ -15,6 +15,7 @@ from prometheus_client.core import Metric
 from scheduler.clock import Clock
 from scheduler.desk import Desk
 from scheduler.gauges import capacity, gauge, line
+from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.model.reservation import Change, Event, State
 from scheduler.settling import Writer
 
@@ -91,10 +92,14 @@ class Metrics:
         self._gauges = _Gauges(desk, age_s, findings, self.version)
         self.registry.register(self._gauges)
 
-    def refresh(self) -> None:
-        """Read the gauges from the live state; only the thread that owns the state may call it."""
+    async def refresh(self) -> None:
+        """Read the gauges from the live state, on the loop that owns it; lets others run after each of them."""
         if self._gauges is not None:
-            self._gauges.kept = list(self._gauges.read())
+            read: list[Metric] = []
+            for metric in self._gauges.read():
+                read.append(metric)
+                await self._clock.sleep(0)
+            self._gauges.kept = read
 
     def render(self) -> bytes:
         """Return the exposition text with the gauges as last refreshed; any thread may call it."""
@@ -134,6 +139,8 @@ class _Gauges:
         yield gauge("drift_devices", "Findings of the last audit.", (), {(): len(self._findings())})
         yield from capacity(self._desk.registry)
         yield from line(self._desk)
-        tally = Tally(row.state for row in self._desk.book.live())
-        states: dict[tuple[str, ...], float] = {(state.value.lower(),): tally.get(state, 0) for state in State}
-        yield gauge("requests", "Requests in the ledger by state.", ("state",), states)
+        tally = Tally(row.state for row in self._desk.book.rows.values())
+        states: dict[tuple[str, ...], float] = {
+            (state.value.lower(),): tally.get(state, 0) for state in State if state not in TERMINAL
+        }
+        yield gauge("requests", "Requests that are not over, by state.", ("state",), states)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,15 +63,15 @@ class Scene:
         annotations = {"tessera.dev/allocation": written}
         self.desk.registry.put_pod(read_pod(raw_pod(name, gpus, node=node, annotations=annotations)))
 
-    def text(self) -> str:
-        self.metrics.refresh()
+    async def text(self) -> str:
+        await self.metrics.refresh()
         return self.metrics.render().decode()
 
-    def samples(self, name: str) -> dict[tuple[str, ...], float]:
+    async def samples(self, name: str) -> dict[tuple[str, ...], float]:
         """Return the values of one metric by its label values, in the order of the label names."""
         return {
             tuple(value for _, value in sorted(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.text())
+            for family in text_string_to_metric_families(await self.text())
             for sample in family.samples
             if sample.name == name
         }
@@ -95,7 +95,7 @@ def scene() -> Scene:
     return Scene()
 
 
-def test_every_gpu_is_in_exactly_one_state(scene: Scene) -> None:
+async def test_every_gpu_is_in_exactly_one_state(scene: Scene) -> None:
     scene.node("exact")
     scene.node("seen", mode="observed")
     scene.bound("one", "exact", 2)
@@ -105,7 +105,7 @@ def test_every_gpu_is_in_exactly_one_state(scene: Scene) -> None:
     scene.desk.filter(read_pod(raw_pod("promised", 1)), ["exact"])
     scene.health("exact", 7, Health.BAD)
     scene.health("exact", 6, Health.DRAINING)
-    found = scene.samples("tessera_gpus")
+    found = await scene.samples("tessera_gpus")
     assert found == {
         (H100, "allocated"): 5,
         (H100, "free"): 5,
@@ -116,14 +116,14 @@ def test_every_gpu_is_in_exactly_one_state(scene: Scene) -> None:
     assert {state for _, state in found} == set(STATES)
 
 
-def test_free_gpus_that_nothing_can_use_are_stranded_for_one_cause(scene: Scene) -> None:
+async def test_free_gpus_that_nothing_can_use_are_stranded_for_one_cause(scene: Scene) -> None:
     scene.node("full")
     scene.desk.registry.put_pod(read_pod(raw_pod("eater", 0, "95.5", node="full", scheduler="other")))
     scene.node("away", cordoned=True)
     scene.node("held")
     scene.desk.registry.put_pod(read_pod(raw_pod("foreign", 1, node="held", scheduler="other")))
     scene.node("good")
-    found = scene.samples("tessera_gpu_stranded")
+    found = await scene.samples("tessera_gpu_stranded")
     assert {cause: found[cause, H100] for cause in CAUSES} == {
         "cordoned": 8,
         "unnamed": 8,
@@ -133,16 +133,16 @@ def test_free_gpus_that_nothing_can_use_are_stranded_for_one_cause(scene: Scene)
     }
 
 
-def test_static_mig_slices_are_counted_where_the_plugin_offers_them(scene: Scene) -> None:
+async def test_static_mig_slices_are_counted_where_the_plugin_offers_them(scene: Scene) -> None:
     scene.node("seen", mode="observed", slices={"nvidia.com/mig-1g.10gb": "7"})
     raw = raw_pod("one", 0, node="seen")
     raw["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/mig-1g.10gb"] = "3"
     raw["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] = "3"
     scene.desk.registry.put_pod(read_pod(raw))
-    assert scene.samples("tessera_mig_instances") == {("1g.10gb", "free"): 4, ("1g.10gb", "allocated"): 3}
+    assert await scene.samples("tessera_mig_instances") == {("1g.10gb", "free"): 4, ("1g.10gb", "allocated"): 3}
 
 
-def test_mig_instances_of_exact_nodes_are_those_that_are_held(scene: Scene) -> None:
+async def test_mig_instances_of_exact_nodes_are_those_that_are_held(scene: Scene) -> None:
     raw = raw_node("mig", **{"tessera.dev/mig-devices": "all"})
     raw["status"]["allocatable"]["nvidia.com/mig-3g.40gb"] = "16"
     node = read_node(raw, geometry.products())
@@ -152,21 +152,21 @@ def test_mig_instances_of_exact_nodes_are_those_that_are_held(scene: Scene) -> N
     for amounts in pod["spec"]["containers"][0]["resources"].values():
         amounts["nvidia.com/mig-3g.40gb"] = "3"
     scene.desk.claim(read_pod(pod), "mig")
-    assert scene.samples("tessera_mig_instances") == {("3g.40gb", "allocated"): 3, ("3g.40gb", "free"): 0}
-    assert scene.samples("tessera_gpus")["H100-80", "reserved"] == 2
+    assert await scene.samples("tessera_mig_instances") == {("3g.40gb", "allocated"): 3, ("3g.40gb", "free"): 0}
+    assert (await scene.samples("tessera_gpus"))["H100-80", "reserved"] == 2
 
 
-def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene) -> None:
+async def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene) -> None:
     scene.node("exact")
     scene.node("other")
     scene.waits("one", "vision")
     scene.waits("two", "vision", "2026-01-02T00:00:00Z")
     scene.waits("big", "speech", gpus=99)
     scene.desk.filter(scene.desk.registry.pods["uid-big"], ["exact", "other"])
-    assert scene.samples("tessera_queue_depth") == {("wait", "vision"): 2, ("change", "speech"): 1}
+    assert await scene.samples("tessera_queue_depth") == {("wait", "vision"): 2, ("change", "speech"): 1}
     scene.desk.registry.freed += 1  # room elsewhere does not make a wrong ask right
-    assert scene.samples("tessera_queue_depth")["change", "speech"] == 1
-    ages = scene.samples("tessera_queue_oldest_seconds")
+    assert (await scene.samples("tessera_queue_depth"))["change", "speech"] == 1
+    ages = await scene.samples("tessera_queue_oldest_seconds")
     now_s = scene.desk.clock.wall_us() / 1_000_000
     assert ages["vision",] == pytest.approx(now_s - 1_767_225_600, abs=60)
     assert set(ages) == {("vision",), ("speech",)}
@@ -183,7 +183,7 @@ async def test_only_what_became_durable_counts_as_an_allocation(scene: Scene) ->
     disk.full = True
     with pytest.raises(StoreError):
         await writer.commit((post,))
-    found = scene.samples("tessera_allocations_total")
+    found = await scene.samples("tessera_allocations_total")
     assert {outcome for (outcome,) in found} == set(OUTCOMES.values())
     assert {outcome for (outcome,), count in found.items() if count} == {"bound"}
     assert found["bound",] == 1
@@ -192,9 +192,9 @@ async def test_only_what_became_durable_counts_as_an_allocation(scene: Scene) ->
     assert disk.full
 
 
-def test_names_and_labels_are_those_promised(scene: Scene) -> None:
+async def test_names_and_labels_are_those_promised(scene: Scene) -> None:
     fill(scene)
-    families = {family.name: family for family in text_string_to_metric_families(scene.text())}
+    families = {family.name: family for family in text_string_to_metric_families(await scene.text())}
     labels = {
         name: {key for sample in family.samples for key in sample.labels} - {"le"} for name, family in families.items()
     }
@@ -215,7 +215,7 @@ def test_names_and_labels_are_those_promised(scene: Scene) -> None:
     }
 
 
-def test_series_stay_bounded_whatever_things_are_called(scene: Scene) -> None:
+async def test_series_stay_bounded_whatever_things_are_called(scene: Scene) -> None:
     for number in range(200):
         node = {"product": f"GPU-{number}", "gpus": 1, "mode": "observed"}
         scene.node(f"n{number}", slices={f"nvidia.com/mig-1g.{number}gb": "1"}, **node)
@@ -226,12 +226,12 @@ def test_series_stay_bounded_whatever_things_are_called(scene: Scene) -> None:
             scene.metrics.answered(verb, code)
     for word in REASONS:
         scene.metrics.rejected(word)
-    lines = [line for line in scene.text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (await scene.text()).splitlines() if not line.startswith("#")]
     assert len(lines) <= SERIES_MAX
-    depth = scene.samples("tessera_queue_depth")
+    depth = await scene.samples("tessera_queue_depth")
     assert len(depth) == QUEUES_MAX + 1
     assert sum(depth.values()) == 700
-    assert sum(scene.samples("tessera_gpus").values()) == 200
+    assert sum((await scene.samples("tessera_gpus")).values()) == 200
     assert not [line for line in lines if "uid-" in line or "p699" in line]
 
 
@@ -254,10 +254,10 @@ def fill(scene: Scene) -> None:
     PROMTOOL is None and os.environ.get("CI") != "true",
     reason="promtool is not on the PATH (on Debian: apt-get install prometheus)",
 )
-def test_promtool_finds_nothing_to_complain_about(scene: Scene, tmp_path: Path) -> None:
+async def test_promtool_finds_nothing_to_complain_about(scene: Scene, tmp_path: Path) -> None:
     fill(scene)
     assert PROMTOOL, "promtool"
-    done = subprocess.run(
-        [PROMTOOL, "check", "metrics"], input=scene.text(), capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
+    tool = await asyncio.create_subprocess_exec(PROMTOOL, "check", "metrics", cwd=tmp_path, **pipes)
+    said = await tool.communicate((await scene.text()).encode())
+    assert (tool.returncode, said) == (0, (b"", b""))

@@ -50,7 +50,7 @@ class Views:
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The exposition text."""
-        self.metrics_source.refresh()
+        await self.metrics_source.refresh()
         body = await asyncio.to_thread(self.metrics_source.render)
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
