@@ -74,3 +74,14 @@ def test_a_variable_that_is_not_yaml_is_named() -> None:
 def test_every_key_that_has_no_effect_yet_is_named(tmp_path: Path) -> None:
     text = "queue: {turnSlice: 10ms, reservationTimeout: 60s, halfLife: 1h}\nprices: {H100: 2}\n"
     assert load(write(tmp_path, text), {}).without_effect() == ["queue.turnSlice", "queue.halfLife", "prices"]
+
+
+def test_the_extenders_clients_are_named_and_never_nobody(tmp_path: Path) -> None:
+    assert load(None, {}).extender.clientNames == ("kube-scheduler.tessera",)
+    named = load(None, {"TESSERA_EXTENDER_CLIENTNAMES": "[a.example, spiffe://b]"})
+    assert named.extender.clientNames == ("a.example", "spiffe://b")
+    path = tmp_path / "config.yaml"
+    for nobody in ("[]", "['']", "''"):
+        path.write_text(f"extender:\n  clientNames: {nobody}\n")
+        with pytest.raises(ConfigError, match=r":2: `extender\.clientNames"):
+            load(path, {})

@@ -174,6 +174,7 @@ async def test_views_page_through_everything_once() -> None:
     ("path", "status", "code"),
     [
         ("/api/v1/requests/none", 404, "request.not_found"),
+        ("/api/v1/requests/none/explanation", 404, "request.not_found"),
         ("/api/v1/requests?limit=0", 400, "request.malformed"),
         ("/api/v1/requests?cursor=%25", 400, "request.malformed"),
         ("/api/v1/nowhere", 404, "http.404"),
