@@ -6,17 +6,20 @@ Invariant: a decision record fits in 2,048 bytes of UTF-8 and holds integers onl
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 
+from policies.columns import FloatArray
 from scheduler.model.pod import Refusal
 
 from .catalog import REASONS as WORDS
+from .catalog import Policies
 from .combine import Rows
 from .pipeline import Verdict
 from .reasons import OF_REQUEST, REASONS
+from .shortlist import best_row, scores_of
 
 RECORD_BYTES_MAX = 2048
 NAME_BYTES_MAX = 256  # as JSON writes it; a Kubernetes name has at most 253
@@ -53,15 +56,19 @@ def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int,
     Returns:
         Compact JSON with sorted keys, at most 2,048 bytes; scores in millionths. No runner-up: null.
     """
-    others = np.flatnonzero(verdict.passes) if rows is None else rows
-    second = verdict.best(others[others != chosen]).tolist()
+    others = np.flatnonzero(verdict.passes) if rows is None else rows[verdict.passes[rows]]
+    snapshot, ask, mix, policies = verdict.snapshot, verdict.ask, verdict.mix, verdict.policies
+    both = [chosen, *best_row(snapshot, others[others != chosen], ask, mix, policies).tolist()]
+    names_of_scores = [name for tier in policies.tiers for name, _ in tier]
+    scores = scores_of(snapshot, np.asarray(both, np.intp), ask, mix, names_of_scores)
+    told = [_candidate(policies, scores, place, names[row]) for place, row in enumerate(both)]
     text = json.dumps(
         {
             "v": 1,
             "generation": generation,
             "funnel": funnel(verdict),
-            "chosen": _candidate(verdict, chosen, names),
-            "runner_up": _candidate(verdict, second[0], names) if second else None,
+            "chosen": told[0],
+            "runner_up": told[1] if len(told) > 1 else None,
         },
         ensure_ascii=False,
         separators=(",", ":"),
@@ -115,13 +122,10 @@ def cause(word: str) -> Cause:
     return {"code": word, "class": reason.who, "text": reason.text, "text_ko": reason.text_ko}
 
 
-def _candidate(verdict: Verdict, row: int, names: Sequence[str]) -> dict[str, object]:
+def _candidate(policies: Policies, scores: Mapping[str, FloatArray], place: int, name: str) -> dict[str, object]:
     """Return a node's name and its scores in millionths, by tier and policy name."""
-    scores = [
-        {name: round(float(verdict.score(name)[row]) * 1_000_000) for name, _ in tier}
-        for tier in verdict.policies.tiers
-    ]
-    return {"node": _short(names[row]), "scores": scores}
+    by_tier = [{one: round(float(scores[one][place]) * 1_000_000) for one, _ in tier} for tier in policies.tiers]
+    return {"node": _short(name), "scores": by_tier}
 
 
 def _short(name: str) -> str:

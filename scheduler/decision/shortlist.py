@@ -6,7 +6,7 @@ one node at a time, so the columns they touch are gathered for the named nodes a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -53,10 +53,32 @@ def best_of(
         count: how many to return, at least 1.
     """
     rows = rows[_pass(Near(snapshot, rows), ask, mix, policies, masks)]
-    if len(rows) > 1 and count > 1:
-        rows = np.unique(rows)
-    places = np.arange(len(rows))
-    return rows[combine.best(_tiers(snapshot, rows, ask, mix, policies), snapshot.rank[rows], places, count)]
+    if count == 1:
+        return best_row(snapshot, rows, ask, mix, policies)
+    rows = np.unique(rows)
+    scores = scores_of(snapshot, rows, ask, mix, [name for tier in policies.tiers for name, _ in tier])
+    tiers = [combine.tier_sum([(weight, scores[name]) for name, weight in tier]) for tier in policies.tiers]
+    return rows[combine.best(tiers, snapshot.rank[rows], np.arange(len(rows)), count)]
+
+
+def best_row(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, policies: Policies) -> Rows:
+    """Return the best of these rows, or none of none; each tier is computed for the rows that are still level alone."""
+    for tier in policies.tiers:
+        if len(rows) < 2:  # noqa: PLR2004 - a row alone is the best one
+            break
+        scores = scores_of(snapshot, rows, ask, mix, [name for name, _ in tier])
+        total = combine.tier_sum([(weight, scores[name]) for name, weight in tier])
+        rows = rows[total == total.max()]
+    return rows[np.argsort(snapshot.rank[rows])][:1]
+
+
+def scores_of(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, names: Iterable[str]) -> dict[str, FloatArray]:
+    """Return these scores of these rows alone, by name; 0..1 each, meaningful where a row passes."""
+    near = Near(snapshot, rows)
+    return {
+        name: SCORES[name](snapshot, ask, mix)[rows] if name in CLUSTER_WIDE else SCORES[name](near, ask, mix)
+        for name in names
+    }
 
 
 def _pass(near: Snapshot, ask: Ask, mix: Mix, policies: Policies, masks: Collection[str]) -> BoolArray:
@@ -65,18 +87,3 @@ def _pass(near: Snapshot, ask: Ask, mix: Mix, policies: Policies, masks: Collect
         if name in masks:
             passes &= MASKS[name](near, ask, mix)
     return passes
-
-
-def _tiers(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, policies: Policies) -> Iterator[FloatArray]:
-    """Yield the tier sums of these rows, each computed only when it is asked for."""
-    near = Near(snapshot, rows)
-    for tier in policies.tiers:
-        yield combine.tier_sum(
-            [
-                (
-                    weight,
-                    SCORES[name](snapshot, ask, mix)[rows] if name in CLUSTER_WIDE else SCORES[name](near, ask, mix),
-                )
-                for name, weight in tier
-            ]
-        )
