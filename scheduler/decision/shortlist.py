@@ -74,9 +74,10 @@ def best_row(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, policies: Polic
 
 def scores_of(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, names: Iterable[str]) -> dict[str, FloatArray]:
     """Return these scores of these rows alone, by name; 0..1 each, meaningful where a row passes."""
-    near = Near(snapshot, rows)
+    most = 2 * len(rows) > snapshot.nodes  # gathering most rows costs more than judging all of them
+    near = snapshot if most else Near(snapshot, rows)
     return {
-        name: SCORES[name](snapshot, ask, mix)[rows] if name in CLUSTER_WIDE else SCORES[name](near, ask, mix)
+        name: SCORES[name](snapshot, ask, mix)[rows] if most or name in CLUSTER_WIDE else SCORES[name](near, ask, mix)
         for name in names
     }
 
