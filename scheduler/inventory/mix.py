@@ -78,6 +78,12 @@ class Arrivals:
         weight = np.asarray([self._weight(each, now_us) for each in known], np.float64)
         total = weight.sum()
         models = len(self.asks.registry.columns.models)
+        slices: dict[str, float] = {}
+        for each, part in zip(known, weight.tolist(), strict=True):
+            if each.kind is Kind.MIG:
+                slices[each.profile] = slices.get(each.profile, 0.0) + part * each.count
+        if slices:
+            self.asks.weigh(slices)
         return Mix(
             kind=np.asarray([each.kind for each in known], np.uint8),
             count=np.asarray([each.count for each in known], np.int32),

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.columns import Kind
+from scheduler import geometry
+from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.inventory.asks import Asks
 from scheduler.inventory.mix import CLASSES_MAX, LEARN_EVERY, Arrivals
 from scheduler.inventory.registry import Registry
-from tests.objects import raw_pod
+from tests.objects import raw_node, raw_pod
 
 DAY_US = 86_400_000_000
 
@@ -73,3 +75,20 @@ def test_the_mix_is_made_anew_now_and_then_only() -> None:
     assert made.mix(0) is first
     learn(made, 2)
     assert made.mix(0) is not first
+
+
+def test_mig_instances_are_placed_for_what_is_asked_lately() -> None:
+    registry = Registry(geometry.placements())
+    made = Arrivals(Asks(registry))
+    node = read_node(raw_node("a", **{"tessera.dev/mig-devices": "all"}), geometry.products())
+    assert node is not None
+    registry.put_node(node)
+    raw = raw_pod("p", 0)
+    raw["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] = "1"
+    raw["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/mig-1g.10gb"] = "1"
+    request = read_pod(raw).request
+    before = made.asks.ask(request).offer.worth.copy()
+    for _ in range(3):
+        made.learn(request, 0)
+    made.mix(0)
+    assert made.asks.ask(request).offer.worth.tolist() != before.tolist()
