@@ -141,6 +141,67 @@ def throughput(
 
 
 @app.command()
+def latency(
+    *,
+    nodes: Annotated[str, typer.Option(help="Sizes of the cluster.")] = "500,5000,50000",
+    k: Annotated[str, typer.Option(help="How many nodes /filter names.")] = "1,16",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all arms; figures are medians over them.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of clusters and pods.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Time kube-scheduler waits for /filter and /prioritize, beside a canned answer on the same HTTP stack."""
+    sizes, counts = _numbers(nodes, "--nodes", 32), _numbers(k, "--k", 1)
+    from bench import latency as waits  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = asyncio.run(waits.run_latency(waits.Settings(sizes, counts, rounds, seed), _narrator()))
+        waits.show(report)
+    except waits.LatencyError as error:
+        report = {"seed": seed, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+@app.command()
+def coldstart(
+    *,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes with 8 GPUs each.")] = 1000,
+    pods: Annotated[int, typer.Option(min=1, help="Bound pods.")] = 10_000,
+    as_json: AsJson = False,
+) -> None:
+    """Seconds from the start of a killed Tessera to its ready line, on a real API server."""
+    from bench import coldstart as starts  # noqa: PLC0415 - as in cluster
+    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = asyncio.run(starts.run_coldstart(nodes, pods, _narrator()))
+    except (starts.ColdstartError, UnavailableError) as error:
+        report = {"seed": None, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+@app.command()
+def hostile(
+    *,
+    port: Annotated[str, typer.Option(help="Whose port: extender, webhook, agents or api.")] = "extender",
+    bodies: Annotated[int, typer.Option(min=1, help="Requests to send.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all requests.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Requests nobody should send, against a real Tessera process: no crash, no change of state."""
+    if port not in {"extender", "webhook", "agents", "api"}:
+        _refuse(f"--port is extender, webhook, agents or api, not {port}.")
+    if port in {"webhook", "agents"}:
+        _refuse(f"Tessera has no {port} port yet; use --port extender or --port api.")
+    from bench import hostile as attacks  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = asyncio.run(attacks.run_hostile(port, bodies, seed, _narrator()))
+    except attacks.HostileError as error:
+        report = {"seed": seed, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+@app.command()
 def audit(
     *,
     dump: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder written by --dump.")],
@@ -164,6 +225,17 @@ def _kinds(written: str) -> tuple[str, ...]:
     if not set(kinds) <= set(KINDS_OF_ASK) or not set(kinds) & {"none", "whole"}:
         _refuse(f"--kinds is a list of {','.join(KINDS_OF_ASK)}, with none or whole among them; not {written}.")
     return kinds
+
+
+def _numbers(written: str, option: str, least: int) -> tuple[int, ...]:
+    """Return whole numbers from a comma list, each once, in order."""
+    try:
+        numbers = tuple(sorted({int(one) for one in written.split(",")}))
+    except ValueError:
+        _refuse(f"{option} is a list of whole numbers such as 1,16; not {written}.")
+    if numbers[0] < least:
+        _refuse(f"{option} must be at least {least}; not {written}.")
+    return numbers
 
 
 def _narrator() -> Callable[[str], None]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import orjson
 import uvloop
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from bench.latency_world import world
 from scheduler import geometry
@@ -83,7 +84,7 @@ def canned() -> tuple[web.Application, web.Application]:
     return app, _control(control)
 
 
-def _control(handler: web.Handler) -> web.Application:
+def _control(handler: Handler) -> web.Application:
     app = web.Application(client_max_size=BODY_MAX)
     app.router.add_post("/control", handler)
     return app

@@ -32,8 +32,11 @@ class Product:
         ready_s: seconds from each start to its ready line.
     """
 
-    def __init__(self, folder: Path, kubeconfig: Path, *, flags: Sequence[str] = ()) -> None:
-        """Note where it keeps its state, as whom it acts and what else `serve` is told; nothing is started."""
+    def __init__(self, folder: Path, kubeconfig: Path | None, *, flags: Sequence[str] = ()) -> None:
+        """Note where it keeps its state, as whom it acts and what else `serve` is told; nothing is started.
+
+        Without a kubeconfig the flags must say which cluster it serves.
+        """
         self._flags = flags
         self._folder = folder
         self._kubeconfig = kubeconfig
@@ -51,7 +54,8 @@ class Product:
         log = self._folder / f"tessera-{len(self.ready_s)}.log"
         begun = time.monotonic()
         listeners = [f"--{name}=127.0.0.1:0" for name in ("extender", "api", "metrics")]
-        argv = [*_COMMAND, "serve", f"--kubeconfig={self._kubeconfig}", f"--db={self.db}", *listeners, *self._flags]
+        acting = [f"--kubeconfig={self._kubeconfig}"] if self._kubeconfig else []
+        argv = [*_COMMAND, "serve", *acting, f"--db={self.db}", *listeners, *self._flags]
         child = self._child = Child("Tessera", argv, log, {**os.environ, "TESSERA_STATE": str(self._folder)})
         while (line := _ready_line(log)) is None:
             if not child.alive:
