@@ -18,6 +18,7 @@ from policies.columns import Kind, Mix, Mode
 from scheduler.clock import Clock
 from scheduler.decision import explain
 from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
+from scheduler.decision.combine import Rows
 from scheduler.decision.intents import Intents
 from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.decision.placing import Containers, DoesNotFit, judge_row, place
@@ -36,6 +37,7 @@ from scheduler.model.reservation import Change, Event, Row, State
 
 MIB = 1 << 20
 REFUSALS_MAX = 100_000
+OFFERED_MAX = 1024  # rows kept with an intent: 8 kB; kube-scheduler's default sampling offers fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Desk:
             if not best.size:
                 return self._refusal(pod, rows)
             names = [self.registry.columns.names[row] for row in best.tolist()]
-            self.intend(pod, int(best[0]), named=names)
+            self.intend(pod, int(best[0]), named=names, offered=rows if len(rows) <= OFFERED_MAX else None)
         return Answer(names)
 
     def _best_of(self, pod: Pod, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
@@ -136,7 +138,7 @@ class Desk:
         with self._without_own_intent(pod.uid):
             best = self._best_of(pod, self.rows(pod.uid, offered), len(offered))
             if own is not None and intent is not None:
-                self.intents.note(pod.uid, intent.node, self.clock.monotonic(), intent.named)
+                self.intents.note(pod.uid, intent.node, self.clock.monotonic(), intent.named, intent.offered)
                 self.registry.say(pod.uid, Source.INTENDED, own)
         return scored([self.registry.columns.names[row] for row in best.tolist()], offered)
 
@@ -150,14 +152,16 @@ class Desk:
         if node is None or row is None:
             raise DoesNotFit("NoMatchingNode")
         intent = self.intents.get(pod.uid)
-        record = self.records.get(pod.uid, "") if intent is not None and intent.node == name else ""
+        intended = intent is not None and intent.node == name
+        record = self.records.get(pod.uid, "") if intended else ""
+        offered = intent.offered if intent is not None and intended else None
         with self._without_own_intent(pod.uid):
             verdict = self._judge(pod, FILTER_MASKS)
             if not verdict.passes[row] and not pod.request.claims:
                 raise DoesNotFit(verdict.reasons(np.asarray([row], np.intp))[0])
             allocation = self._allocation(pod, node, row)
             try:
-                changes = self._changes(pod, allocation, record or self._record(verdict, row))
+                changes = self._changes(pod, allocation, record or self._record(verdict, row, offered))
             except ValueError as error:  # container names so long that the allocation cannot be written
                 raise DoesNotFit("InvalidRequest") from error
             self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
@@ -172,7 +176,9 @@ class Desk:
 
     # intents
 
-    def intend(self, pod: Pod, row: int, record: str = "", named: Sequence[str] = ()) -> None:
+    def intend(
+        self, pod: Pod, row: int, record: str = "", named: Sequence[str] = (), offered: Rows | None = None
+    ) -> None:
         """Note, in memory and for 15 s, that this pod will take this node.
 
         Args:
@@ -180,11 +186,12 @@ class Desk:
             row: the node's.
             record: the decision record, where it cannot be written as well when the node is claimed.
             named: the nodes of the answer, best first.
+            offered: the rows it was chosen from, which the record's runner-up comes from; None = all.
         """
         name = self.registry.columns.names[row]
         containers = self._containers(pod, self.registry.nodes[name], row)
         allocation = Allocation(pod.uid, 0, 0, name, "", containers)
-        self.intents.note(pod.uid, name, self.clock.monotonic(), tuple(named))
+        self.intents.note(pod.uid, name, self.clock.monotonic(), tuple(named), offered)
         self.registry.say(pod.uid, Source.INTENDED, booking(pod, name, allocation))
         if record:
             self.records[pod.uid] = record
@@ -314,8 +321,8 @@ class Desk:
         mode = "exact" if node.mode is Mode.EXACT else "observed"
         return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row))
 
-    def _record(self, verdict: Verdict, row: int) -> str:
-        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation)
+    def _record(self, verdict: Verdict, row: int, offered: Rows | None = None) -> str:
+        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation, rows=offered)
 
     def _changes(self, pod: Pod, allocation: Allocation, record: str) -> tuple[Change, ...]:
         now_us = self.clock.wall_us()

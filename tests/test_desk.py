@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -236,3 +237,11 @@ def test_the_decision_record_is_of_the_node_that_is_bound(loop: VirtualLoop) -> 
     other = {"a": "b", "b": "a"}[named]
     record = made.claim(pod("one", 2), other)[1].entry.decision
     assert f'"node":"{other}"' in record.split('"runner_up"')[0]
+
+
+def test_the_runner_up_is_one_of_the_nodes_that_were_offered(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b", "c", "d")
+    one = pod("one", 1)
+    (best,) = made.filter(one, ["c", "d"]).names
+    record = json.loads(made.claim(one, best)[1].entry.decision)
+    assert {record["chosen"]["node"], record["runner_up"]["node"]} == {"c", "d"}

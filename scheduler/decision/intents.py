@@ -6,7 +6,9 @@ back exactly once, by `drop` or by `lapse`, so that whoever books devices for it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .combine import Rows
 
 TTL_S = 15.0
 EXCLUDED_S = 60.0
@@ -15,12 +17,16 @@ INTENTS_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One pod is expected on one node until `until_s` on the monotonic clock; `named` is the answer, best first."""
+    """One pod is expected on one node until `until_s` on the monotonic clock.
+
+    `named` is the answer, best first; `offered` are the rows it was chosen from, None where they are not kept.
+    """
 
     uid: str
     node: str
     until_s: float
     named: tuple[str, ...] = ()
+    offered: Rows | None = field(default=None, compare=False)
 
 
 class Intents:
@@ -39,13 +45,13 @@ class Intents:
         """Return the pod's intent; it counts until it is dropped or lapses."""
         return self._intents.get(uid)
 
-    def note(self, uid: str, node: str, now_s: float, named: tuple[str, ...] = ()) -> None:
+    def note(self, uid: str, node: str, now_s: float, named: tuple[str, ...] = (), offered: Rows | None = None) -> None:
         """Note where a pod is expected for the next 15 s, in place of any former note.
 
         `now_s` is monotonic time and never goes back between calls.
         """
         self._intents.pop(uid, None)
-        self._intents[uid] = Intent(uid, node, now_s + TTL_S, named)
+        self._intents[uid] = Intent(uid, node, now_s + TTL_S, named, offered)
 
     def drop(self, uid: str) -> Intent | None:
         """Forget the pod's intent, because it was bound, refused or is gone; return what there was."""
