@@ -162,13 +162,13 @@ class Audit:
     findings: list[str] = field(default_factory=list)
 
     async def step(self) -> None:
-        """Audit once, then wait; a finding counts when a second look finds it too, for a watch may lag behind."""
+        """Wait, then audit once; a finding counts when a second look finds it too, for a watch may lag behind."""
+        await self.clock.sleep(self.every_s)
         first = await self.look()
         await self.clock.sleep(SECOND_LOOK_S)
         self.findings = [finding for finding in await self.look() if finding in first] if first else []
         for finding in self.findings[:20]:
             log.error("audit.drift", finding=finding)
-        await self.clock.sleep(self.every_s)
 
     async def look(self) -> list[str]:
         """Return what does not agree, a sentence each; lets the loop turn between nodes and rests between slices."""
