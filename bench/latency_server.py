@@ -15,12 +15,13 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import orjson
 import uvloop
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from bench.latency_world import world
+from bench.latency_world import ask, world
 from scheduler import geometry
 from scheduler.clock import RealClock
 from scheduler.decision.pipeline import Policies
@@ -33,9 +34,11 @@ from scheduler.web.extender import BODY_MAX, Extender
 from scheduler.web.routes import extender_app
 from scheduler.web.views import Views
 
+LEARNED = 500  # requests that came before, so that every score has something to look at
+
 
 def filled(nodes: int, seed: int) -> Desk:
-    """Return a desk with the bench's cluster in it, every running pod booked."""
+    """Return a desk with the bench's cluster in it: running pods booked, requests of the same kinds learned."""
     desk = Desk(RealClock(), Policies())
     products = dict(geometry.products())
     for raw, pods, _ in world(nodes, seed):
@@ -44,6 +47,9 @@ def filled(nodes: int, seed: int) -> Desk:
         desk.registry.put_node(node)
         for pod in pods:
             desk.registry.put_pod(read_pod(pod))
+    rng = np.random.default_rng([seed, nodes, 2])
+    for number in range(LEARNED):
+        desk.arrivals.learn(read_pod(orjson.loads(ask(rng, number).pod)).request, desk.clock.wall_us())
     desk.registry.snapshot()
     return desk
 

@@ -16,6 +16,7 @@ from .fit import free_devices
 
 WHOLE_MILLI = 1000
 CLASSES_MAX = 16
+NODES_AT_ONCE = 256  # [C, D, n] of so many stays in the processor's cache
 
 
 def least_fragment(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
@@ -33,8 +34,11 @@ def least_fragment(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
     open_to_all = snapshot.exists & ~snapshot.mig_mode & (snapshot.health == Health.HEALTHY) & shared
     before = np.where(open_to_all, np.maximum(snapshot.milli_free, 0), 0).astype(np.int32)
     after = before - _taken(snapshot, ask, before)
-    cpu = snapshot.cpu_milli_free
-    grown = _fragment(snapshot, mix, heavy, after, cpu - ask.cpu_milli) - _fragment(snapshot, mix, heavy, before, cpu)
+    grown = np.zeros(snapshot.nodes, np.float64)
+    for start in range(0, snapshot.nodes, NODES_AT_ONCE):
+        some = slice(start, start + NODES_AT_ONCE)
+        free = before[:, some], after[:, some]
+        grown[some] = _grown(snapshot, mix, heavy, free, cpu_milli=ask.cpu_milli, some=some)
     return np.asarray(np.clip(0.5 - grown / (2 * WHOLE_MILLI * max(snapshot.slots, 1)), 0.0, 1.0), np.float32)
 
 
@@ -52,20 +56,39 @@ def _taken(snapshot: Snapshot, ask: Ask, free: I32) -> I32:
     return np.where(fits & (place < ask.count), np.minimum(sharing.sizes(snapshot, ask)[1], free), 0).astype(np.int32)
 
 
-def _fragment(
-    snapshot: Snapshot, mix: Mix, heavy: npt.NDArray[np.intp], free: I32, cpu: npt.NDArray[np.int64]
+def _grown(
+    snapshot: Snapshot, mix: Mix, heavy: npt.NDArray[np.intp], free: tuple[I32, I32], *, cpu_milli: int, some: slice
 ) -> npt.NDArray[np.float64]:
-    """Return `[N]` the expected milli of no use, given free milli per device and free cpu per node."""
-    total = np.add.reduce(free, axis=0, dtype=np.int64)
-    fragment = np.zeros(snapshot.nodes, np.float64)
-    weights = mix.weight[heavy] / mix.weight[heavy].sum()
-    memory = snapshot.memory_mib_total.astype(np.int64)
-    for weight, row in zip(weights.tolist(), heavy.tolist(), strict=True):
-        need = int(mix.device_milli[row]) or WHOLE_MILLI * int(mix.device_mib[row]) // np.maximum(memory, 1)
-        enough: BoolArray = (free >= np.maximum(need, 1)) & (memory >= mix.device_mib[row])
-        if not mix.models[row].all():
-            enough &= mix.models[row].take(snapshot.model)
-        useful = np.add.reduce(np.where(enough, free, 0), axis=0, dtype=np.int64)
-        fits = (np.add.reduce(enough, axis=0, dtype=np.uint8) >= mix.count[row]) & (cpu >= mix.cpu_milli[row])
-        fragment += weight * (total - np.where(fits, useful, 0))
-    return fragment
+    """Return by how much the expected milli of no use grow on some nodes, all classes at once.
+
+    Args:
+        snapshot: the cluster.
+        mix: what is asked lately.
+        heavy: rows of the classes that count.
+        free: ``[D, n]`` free milli per device, before and after.
+        cpu_milli: what the ask takes of every node.
+        some: which nodes.
+    """
+    memory = snapshot.memory_mib_total[:, some].astype(np.int64)
+    mib, milli = mix.device_mib[heavy, None, None], mix.device_milli[heavy, None, None]  # [C, 1, 1]
+    need = np.maximum(np.where(milli > 0, milli, WHOLE_MILLI * mib // np.maximum(memory, 1)), 1)
+    takes = memory >= mib
+    takes &= mix.models[heavy].take(snapshot.model[:, some], axis=1)
+    weights = (mix.weight[heavy] / mix.weight[heavy].sum()).astype(np.float64)[:, None]
+    cpu = snapshot.cpu_milli_free[some]
+    fragments = [
+        np.add.reduce(weights * _useless(milli_free, takes & (milli_free >= need), cpu_free, mix, heavy), axis=0)
+        for milli_free, cpu_free in zip(free, (cpu, cpu - cpu_milli), strict=True)
+    ]
+    return np.asarray(fragments[1] - fragments[0], np.float64)
+
+
+def _useless(
+    free: I32, enough: BoolArray, cpu_free: npt.NDArray[np.int64], mix: Mix, heavy: npt.NDArray[np.intp]
+) -> npt.NDArray[np.int64]:
+    """Return `[C, n]` the free milli that each class cannot use; `enough` `[C, D, n]`: devices with enough for it."""
+    fits = np.add.reduce(enough, axis=1, dtype=np.uint8) >= mix.count[heavy, None]
+    fits &= cpu_free >= mix.cpu_milli[heavy, None]
+    useful = np.add.reduce(enough * free, axis=1, dtype=np.int64)
+    useful *= fits
+    return np.asarray(np.add.reduce(free, axis=0, dtype=np.int64) - useful, np.int64)

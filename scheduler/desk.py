@@ -312,8 +312,9 @@ class Desk:
         self._refusals[pod.uid] = (self.registry.freed, pod.request.devices, reason)
 
     def _containers(self, pod: Pod, node: Node, row: int) -> Containers:
-        ask = self.asks.ask(pod.request, everywhere=True)
-        return place(self.registry.snapshot(), row, pod.request, ask, node=node)
+        """Choose devices on a row that has just been judged, unless the pod has claims: those are not judged here."""
+        ask, judged = self.asks.ask(pod.request, everywhere=True), not pod.request.claims
+        return place(self.registry.snapshot(), row, pod.request, ask, node=node, judged=judged)
 
     def _allocation(self, pod: Pod, node: Node, row: int) -> Allocation:
         known = self.book.rows.get(pod.uid)

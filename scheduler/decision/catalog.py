@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from policies import fit, fragmentation, mig, packing, sharing, topology
-from policies.columns import Ask, BoolArray, FloatArray, Mix, Snapshot
+from policies.columns import Ask, BoolArray, FloatArray, Kind, Mix, Snapshot
 
 Mask: TypeAlias = Callable[[Snapshot, Ask, Mix], BoolArray]
 Score: TypeAlias = Callable[[Snapshot, Ask, Mix], FloatArray]
@@ -57,6 +57,16 @@ REASONS: dict[str, str] = {
     "cpu-memory": "WaitingForCapacity",
 }
 """The per-node word for a node whose first failing mask is this one."""
+
+ONLY_FOR: dict[str, Kind] = {
+    "mig-profile": Kind.MIG,
+    "mig-mode": Kind.MIG,
+    "slice-fit": Kind.MIG,
+    "share-size": Kind.SHARE,
+    "share-memory": Kind.SHARE,
+    "share-fit": Kind.SHARE,
+}
+"""Masks that pass every node for an ask of another kind, so that nobody need ask them."""
 
 SCORES: dict[str, Score] = {
     "fill-gpus": packing.fill_gpus,

@@ -18,6 +18,7 @@ from scheduler.model.pod import ContainerAsk, Request
 from .catalog import FILTER_MASKS, TURN_MASKS, Policies
 from .choosing import choose
 from .pipeline import judge
+from .shortlist import Near
 
 Containers = tuple[tuple[str, tuple[Grant, ...]], ...]
 _KINDS = {Kind.WHOLE: "whole", Kind.MIG: "mig", Kind.SHARE: "share"}
@@ -47,7 +48,7 @@ def judge_row(
     return judge(snapshot.take(alone), here, mix, policies, masks).headline()
 
 
-def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Node) -> Containers:
+def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Node, judged: bool = False) -> Containers:
     """Choose the devices of every container on one node.
 
     App and sidecar containers get devices of their own. An ordinary init container reuses those (save the devices of
@@ -60,6 +61,7 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
         request: whose containers ask, in declaration order.
         ask: the same request in numbers.
         node: the Node of that row; its devices lend their UUIDs.
+        judged: this row has just passed all masks for devices in these columns, so they are not asked again.
 
     Returns:
         (container, grants) in declaration order; empty for a CPU-only request. Exact nodes: one Grant a device.
@@ -70,7 +72,9 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
     """
     if ask.kind == Kind.NONE:
         return ()
-    if reason := judge_row(snapshot, row, ask, empty_mix(len(ask.models)), Policies(), masks=FILTER_MASKS):
+    if not judged and (
+        reason := judge_row(snapshot, row, ask, empty_mix(len(ask.models)), Policies(), masks=FILTER_MASKS)
+    ):
         raise DoesNotFit(reason)
     asks = request.devices.containers
     own = sum(each.count for each in asks if each.role != "init")
@@ -78,7 +82,7 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
     assert own + max(extra.values(), default=0) == ask.count, "the ask and its containers disagree"
     if snapshot.mode[row] != Mode.EXACT:
         return _counts(asks, extra, Grant(kind=_KINDS[ask.kind], profile=request.devices.profile))
-    grants = choose(snapshot.take(slice(row, row + 1)), ask, node=node, profile=request.devices.profile)
+    grants = choose(Near(snapshot, slice(row, row + 1)), ask, node=node, profile=request.devices.profile)
     return _hand_out(asks, extra, grants[:own], grants[own:])
 
 

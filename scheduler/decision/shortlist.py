@@ -13,7 +13,7 @@ import numpy as np
 from policies.columns import COLUMN_DTYPES, Ask, BoolArray, FloatArray, Mix, Snapshot
 
 from . import combine
-from .catalog import MASKS, SCORES, Policies
+from .catalog import MASKS, ONLY_FOR, SCORES, Policies
 from .combine import Rows
 
 CLUSTER_WIDE = frozenset({"keep-scarce", "fill-host"})
@@ -25,7 +25,7 @@ class Near(Snapshot):
 
     __slots__ = ("_rows", "_whole")
 
-    def __init__(self, whole: Snapshot, rows: Rows) -> None:
+    def __init__(self, whole: Snapshot, rows: Rows | slice) -> None:
         """Note which rows; nothing is gathered."""
         object.__setattr__(self, "_whole", whole)
         object.__setattr__(self, "_rows", rows)
@@ -55,10 +55,26 @@ def best_of(
     rows = rows[_pass(Near(snapshot, rows), ask, mix, policies, masks)]
     if count == 1:
         return best_row(snapshot, rows, ask, mix, policies)
-    rows = np.unique(rows)
-    scores = scores_of(snapshot, rows, ask, mix, [name for tier in policies.tiers for name, _ in tier])
-    tiers = [combine.tier_sum([(weight, scores[name]) for name, weight in tier]) for tier in policies.tiers]
-    return rows[combine.best(tiers, snapshot.rank[rows], np.arange(len(rows)), count)]
+    return _best_rows(snapshot, np.unique(rows), ask, mix, policies, count=count)
+
+
+def _best_rows(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, policies: Policies, *, count: int) -> Rows:
+    """Return the best of these rows in order; a tier is computed only for those that may still be among them."""
+    keys: list[FloatArray] = []
+    edge, left = np.ones(len(rows), np.bool_), count  # level so far, and how many of them there is room for
+    for tier in policies.tiers:
+        scores = scores_of(snapshot, rows, ask, mix, [name for name, _ in tier])
+        total = combine.tier_sum([(weight, scores[name]) for name, weight in tier])
+        keys.append(total)
+        level = total[edge]
+        if len(level) <= left:
+            continue
+        last = np.partition(level, len(level) - left)[len(level) - left]
+        left -= int(np.count_nonzero(level > last))
+        kept = ~edge | (total >= last)
+        edge = (edge & (total == last))[kept]
+        rows, keys = rows[kept], [key[kept] for key in keys]
+    return rows[combine.best(keys, snapshot.rank[rows], np.arange(len(rows)), count)]
 
 
 def best_row(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, policies: Policies) -> Rows:
@@ -85,6 +101,6 @@ def scores_of(snapshot: Snapshot, rows: Rows, ask: Ask, mix: Mix, names: Iterabl
 def _pass(near: Snapshot, ask: Ask, mix: Mix, policies: Policies, masks: Collection[str]) -> BoolArray:
     passes = np.ones(near.nodes, np.bool_)
     for name in policies.masks:
-        if name in masks:
+        if name in masks and ONLY_FOR.get(name, ask.kind) == ask.kind:
             passes &= MASKS[name](near, ask, mix)
     return passes

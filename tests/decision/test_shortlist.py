@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.columns import COLUMN_DTYPES, Ask, Mix, Snapshot, empty_mix
-from scheduler.decision.catalog import FILTER_MASKS, SCORES, read_policies
+from scheduler.decision.catalog import FILTER_MASKS, MASKS, ONLY_FOR, SCORES, read_policies
 from scheduler.decision.pipeline import Policies, judge
 from scheduler.decision.shortlist import CLUSTER_WIDE, Near, best_of
 from tests.drawing import ask, cluster
@@ -25,7 +25,7 @@ def test_it_is_what_a_verdict_on_the_whole_cluster_says(world: tuple[Snapshot, A
     policies = data.draw(st.sampled_from([Policies(), SPREAD, EVERY]))
     rows = np.asarray(data.draw(st.permutations(range(snapshot.nodes))), np.intp)[: data.draw(st.integers(0, 12))]
     verdict = judge(snapshot, wanted, mix, policies, FILTER_MASKS)
-    for count in (1, 2, 99):
+    for count in (1, 2, 3, 5, 99):
         found = best_of(snapshot, rows, wanted, mix, policies, masks=FILTER_MASKS, count=count)
         assert found.tolist() == verdict.best(rows, count).tolist()
 
@@ -70,3 +70,11 @@ def _gathered(near: Near, name: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+@settings(max_examples=200, deadline=None)
+@given(world=worlds())
+def test_masks_that_are_for_one_kind_pass_every_node_for_the_others(world: tuple[Snapshot, Ask, Mix]) -> None:
+    snapshot, wanted, mix = world
+    for name, kind in ONLY_FOR.items():
+        assert wanted.kind == kind or MASKS[name](snapshot, wanted, mix).all(), name
