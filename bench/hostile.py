@@ -32,7 +32,7 @@ HOST = "127.0.0.1"
 GPU = "nvidia.com/gpu"
 NODES, RUNNING, WAITING = 20, 60, 5
 CONNECTIONS = 4
-WARM = 2000  # requests before the memory is measured: pools and buffers reach their size, the largest bodies included
+WARM = 2000  # requests before the memory is measured, the largest bodies included: pools and buffers reach their size
 ANSWER_S = 25.0  # longer than any time-out of a listener
 SLOW_S = 30.0  # 15 s for a body, and 10 s in which the server still reads after its 408
 SLOW = (b"", b"POST /scheduler/fil", b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n{")
@@ -213,6 +213,7 @@ class _Run:
         before = await self._settled()
         self.say(f"{len(before)} facts of a settled cluster; {bodies} requests to the {self.port} port begin")
         await self._attack(min(WARM, bodies))
+        await self._largest()
         rss_mib = self._rss_mib()
         slow = asyncio.create_task(self._slow())
         await self._attack(bodies - self.sent)
@@ -237,10 +238,22 @@ class _Run:
             "ok": not (found.crashes or found.bad_5xx or changed or found.wrong),
         }
 
+    async def _largest(self) -> None:
+        """Send the largest bodies once on every connection, before the memory is measured."""
+        if self.port == "extender":
+            lines = [Line(self._port()) for _ in range(CONNECTIONS)]
+            for _ in range(3):
+                await asyncio.gather(*(line.ask(self.attacker.largest()) for line in lines))
+            for line in lines:
+                line.close()
+
+    def _port(self) -> int:
+        url = self.product.extender if self.port == "extender" else self.product.api
+        return int(url.split(":")[2].split("/")[0])
+
     async def _attack(self, count: int) -> None:
         """Send this many requests over a few connections; the process must live through it."""
-        url = self.product.extender if self.port == "extender" else self.product.api
-        number = int(url.split(":")[2].split("/")[0])
+        number = self._port()
         make = self.attacker.extender if self.port == "extender" else self.attacker.api
         until = self.sent + count
 

@@ -25,6 +25,7 @@ TOKENS = (b"NaN", b"Infinity", b"-Infinity", b"1e400", b"01", b"+1", b"nul", b"'
 QUERIES = ("limit", "cursor", "state", "queue", "namespace", "name", "", "limit[]", "\0")
 VALUES = ("0", "-1", "500", "9" * 400, "nan", "====", "e30=")
 PATHS = ("nodes", "gpus", "requests", "requests/{id}", "requests/{id}/explanation", "nodes/{id}", "{id}", "")
+MANY = (50_001, 200_000, 1_000_000)  # names in one body
 METHODS = ("GET", "GET", "GET", "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO")
 GARBAGE = (
     b"GET\r\n\r\n",
@@ -81,11 +82,16 @@ class Attacker:
             return Sent(self._rng.choice(GARBAGE), "", b"", framed=False)
         verb = self._rng.choice(VERBS)
         if draw < 0.0105:
-            body = self._many_names()
+            body = self._many_names(self._rng.choice(MANY))
         else:
             weights, ways = zip(*self._ways, strict=True)
             body = self._rng.choices(ways, weights)[0](self._real(verb))
         return Sent(self._post(f"/scheduler/{verb}", body), verb, body)
+
+    def largest(self) -> Sent:
+        """Return a request of a million names."""
+        body = self._many_names(1_000_000)
+        return Sent(self._post("/scheduler/filter", body), "filter", body)
 
     def api(self) -> Sent:
         """Return a request to people's port."""
@@ -180,9 +186,8 @@ class Attacker:
         one, other = self._plain(real), self._plain(self._real(self._rng.choice(VERBS)))
         return one[: self._rng.randrange(len(one))] + other[self._rng.randrange(len(other)) :]
 
-    def _many_names(self) -> bytes:
+    def _many_names(self, count: int) -> bytes:
         real = self._real("filter")
-        count = self._rng.choice([50_001, 200_000, 1_000_000])
         whole = self._plain({**real, "NodeNames": []})
         return whole.replace(b'"NodeNames": []', b'"NodeNames":["n"' + b',"n"' * (count - 1) + b"]")
 

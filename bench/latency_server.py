@@ -2,7 +2,8 @@
 
 `python -m bench.latency_server tessera --nodes N --seed S` fills a desk and serves the product's own extender
 application; `canned` reads each body unparsed and answers bytes of a given length. Both run on aiohttp and uvloop and
-print one JSON line when ready. A second listener, never timed, sets K or lengths, drops intents and tells CPU and RSS.
+print one JSON line when ready. A second listener, never timed, sets K or lengths, lets pods come and go
+as the watch does, and tells CPU and RSS.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ def tessera(desk: Desk) -> tuple[web.Application, web.Application]:
     async def control(http: web.Request) -> web.Response:
         asked = orjson.loads(await http.read())
         desk.count = asked.get("count", desk.count)
-        for uid in asked.get("drop", ()):
+        for pod in asked.get("come", ()):
+            desk.registry.put_pod(read_pod(pod))
+        for uid in asked.get("go", ()):
             desk.drop_intent(uid)
+            desk.registry.remove_pod(uid)
         return _measured()
 
     extender = Extender(desk, desk.clock, metrics, str, no_bind)

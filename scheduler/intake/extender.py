@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import orjson
 
@@ -37,8 +38,16 @@ class BindArgs:
     node: str
 
 
-def read_filter(body: bytes) -> FilterArgs:
-    """Return what /filter or /prioritize was sent. Raises BadBody."""
+def read_filter(body: bytes, known: Mapping[str, Pod] = MappingProxyType({})) -> FilterArgs:
+    """Return what /filter or /prioritize was sent.
+
+    Args:
+        body: as it came.
+        known: pods by uid, as the API server showed them; the one of the same uid and version is not read again.
+
+    Raises:
+        BadBody: it is not what kube-scheduler sends.
+    """
     raw = _object(body)
     pod = raw.get("Pod")
     if not isinstance(pod, dict):
@@ -48,7 +57,17 @@ def read_filter(body: bytes) -> FilterArgs:
         raise BadBody("Nodes came without NodeNames; set nodeCacheCapable: true for this extender.")
     if not isinstance(names, list) or not set(map(type, names)) <= {str}:
         raise BadBody("NodeNames must be a list of node names; send what kube-scheduler sends to an extender.")
-    return FilterArgs(pod=read_pod(pod), names=names)
+    return FilterArgs(pod=_same(pod, known) or read_pod(pod), names=names)
+
+
+def _same(raw: Mapping[str, object], known: Mapping[str, Pod]) -> Pod | None:
+    """Return the known pod of this very uid and version, which stands for one state and no other."""
+    meta = raw.get("metadata")
+    uid, version = (meta.get("uid"), meta.get("resourceVersion")) if isinstance(meta, dict) else (None, None)
+    if not isinstance(uid, str) or not isinstance(version, str) or not version:
+        return None
+    found = known.get(uid)
+    return found if found is not None and found.resource_version == version else None
 
 
 def read_bind(body: bytes) -> BindArgs:

@@ -48,7 +48,7 @@ class Extender:
         """Answer POST /scheduler/prioritize; there is no error field, so trouble means equal scores."""
         with self.metrics.timed("prioritize"):
             try:
-                args = read_filter(body)
+                args = read_filter(body, self.desk.registry.pods)
             except BadBody as error:
                 return self._bad("prioritize", error)
             if self.unready() or len(args.names) > NAMES_MAX:
@@ -76,7 +76,7 @@ class Extender:
     def _filter(self, body: bytes) -> Reply:
         started = self.clock.monotonic()
         try:
-            args = read_filter(body)
+            args = read_filter(body, self.desk.registry.pods)
         except BadBody as error:
             return self._bad("filter", error)
         if len(args.names) > NAMES_MAX:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 import pytest
 from hypothesis import given
@@ -91,3 +93,14 @@ def test_any_bytes(body: bytes) -> None:
             read(body)
         except BadBody as bad:
             assert str(bad).endswith(".")  # noqa: PT017 - both outcomes are right
+
+
+def test_a_known_pod_of_the_same_version_is_not_read_again() -> None:
+    fresh = read_filter(FILTER).pod
+    known = replace(fresh, phase="read before")
+    assert read_filter(FILTER, {fresh.uid: known}).pod is known
+    assert read_filter(FILTER, {"another": known}).pod == fresh
+    assert read_filter(FILTER, {fresh.uid: replace(known, resource_version="1")}).pod == fresh
+    bare = b'{"Pod":{"metadata":{"uid":"u","resourceVersion":%b}},"NodeNames":[]}'
+    for version in (b'""', b"null", b"7", b"[]"):
+        assert read_filter(bare % version, {"u": replace(known, resource_version="")}).pod is not known
