@@ -18,7 +18,7 @@ async def test_throughput_measures_every_arm_and_one_write_a_pod() -> None:
     assert report["api_writes_per_pod"] == 1.0
     assert report["checked"] == 4 * 30
     assert all(report[arm.name] > 0 for arm in throughput.ARMS)
-    assert len(said) == 5
+    assert report["tessera_cpu_ms_per_pod"] > 0
 
 
 async def test_a_trace_runs_to_its_end_and_is_audited(tmp_path: Path) -> None:
