@@ -88,7 +88,9 @@ class Kubelet:
         if gone:
             self._end(uid)
             self._leaving.discard(uid)
-        elif not pod["spec"].get("nodeName") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+        elif pod["status"].get("phase") in ("Succeeded", "Failed"):
+            self._end(uid)  # whoever ended it, it never runs again
+        elif not pod["spec"].get("nodeName"):
             return
         elif "deletionTimestamp" in metadata:
             if uid not in self._leaving:

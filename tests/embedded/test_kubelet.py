@@ -103,6 +103,15 @@ async def test_a_pod_deleted_before_it_ran_never_runs() -> None:
             await made.clock.sleep(0.1)
 
 
+async def test_a_pod_that_somebody_ended_before_it_ran_stays_ended() -> None:
+    async with floor() as made:
+        await made.bound("a")
+        ended = {"status": {"phase": "Succeeded"}}
+        await made.cluster.patch("pods", "default", "a", ended, subresource="status")
+        await made.clock.sleep(10)
+        assert made.phase("a") == "Succeeded"
+
+
 async def test_a_restarted_kubelet_remembers_nothing_and_loses_nothing() -> None:
     async with floor() as made:
         await made.bound("a", "60")
