@@ -4,7 +4,7 @@ ARGS ?=
 SEEDS ?= 30
 PYTHON := .venv/bin/python
 
-.PHONY: help env demo test check e2e bench soak
+.PHONY: help env demo test check e2e bench bench-check soak
 
 help:
 	@echo 'make demo   a 64-node cluster fills before your eyes (no cluster, no GPU)'
@@ -12,6 +12,7 @@ help:
 	@echo 'make check  the whole gate, as CI runs it'
 	@echo 'make e2e    the tests against a real kube-apiserver, kube-scheduler and etcd (needs Go and etcd)'
 	@echo 'make bench  1,000 pods on 200 nodes of a real control plane, Tessera killed ten times'
+	@echo 'make bench-check   the quick benches against bench/budgets.toml (all: ARGS=--all)'
 	@echo 'make soak   30 small clusters in memory with every kind of ask, each audited (SEEDS=1000 for more)'
 	@echo 'make env    only the environment, in .venv'
 
@@ -34,6 +35,9 @@ e2e: env
 
 bench: env
 	$(PYTHON) -m bench cluster --nodes 200 --pods 1000 --seed 1 --kills 10 --dump build/bench-cluster --json $(ARGS)
+
+bench-check: env
+	@$(PYTHON) -m bench check --json $(ARGS)
 
 soak: env
 	@$(PYTHON) -m bench soak --seeds $(SEEDS) --json $(ARGS)

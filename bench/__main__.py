@@ -202,6 +202,23 @@ def hostile(
 
 
 @app.command()
+def check(
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that need a real control plane.")] = False,
+    only: Annotated[str, typer.Option(help="One bench of the budgets by name.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Run benches and hold their figures against bench/budgets.toml."""
+    from bench.check import BUDGETS, check as compare, read_budgets  # noqa: PLC0415 - as in cluster
+
+    known = read_budgets(BUDGETS.read_text())
+    if only and only not in {budget.name for budget in known}:
+        _refuse(f"--only is one of {', '.join(budget.name for budget in known)}; not {only}.")
+    chosen = [budget for budget in known if budget.name == only or (not only and (budget.quick or everything))]
+    _finish(compare(chosen), as_json=as_json)
+
+
+@app.command()
 def audit(
     *,
     dump: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder written by --dump.")],

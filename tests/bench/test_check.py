@@ -1,0 +1,69 @@
+"""Budgets: the shipped ones can be read, and a figure out of budget, or none at all, is a failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.check import BUDGETS, BudgetError, check, read_budgets
+
+SMALL = """
+[speed]
+command = "latency --json"
+quick = true
+figures.ok = { exactly = true }
+figures.wrong = { exactly = 0 }
+figures.us = { low = true, mean = 10, spread = 1, margin = 2 }
+figures.rate = { high = true, mean = 10, spread = 1, margin = 2 }
+"""
+GOOD: dict[str, Any] = {"ok": True, "wrong": 0, "us": 13, "rate": 7}
+
+
+def missed(**changes: object) -> list[str]:
+    report = check(read_budgets(SMALL), lambda _: {**GOOD, **changes})
+    assert report["ok"] is (not report["missed"])
+    assert report["checked"] == 4
+    return list(report["missed"])
+
+
+def test_figures_at_their_bounds_are_in_budget() -> None:
+    assert missed() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("us", 13.1), ("us", None), ("us", "9"), ("us", True), ("rate", 6.9), ("wrong", 1), ("wrong", False), ("ok", 1)],
+)
+def test_one_figure_out_of_budget_is_named(key: str, value: object) -> None:
+    assert missed(**{key: value}) == [f"speed.{key}"]
+
+
+def test_a_bench_that_says_nothing_misses_everything() -> None:
+    assert len(check(read_budgets(SMALL), lambda _: {})["missed"]) == 4
+    assert check([])["ok"] is False
+
+
+def test_the_shipped_budgets_are_complete() -> None:
+    budgets = {budget.name: budget for budget in read_budgets(BUDGETS.read_text())}
+    assert {"latency", "coldstart", "hostile-extender"} <= budgets.keys()
+    assert all(budget.command.endswith("--json") for budget in budgets.values())
+    bounds = {figure.key: figure.bound for budget in budgets.values() for figure in budget.figures}
+    for key, most in (("ratio_k1", 3.0), ("ratio_k16", 2.6), ("exponent", 0.6), ("rss_mib_10k", 250), ("ready_s", 5)):
+        assert bounds[key] == pytest.approx(most), key
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "speed",
+        "[speed]\nquick = true",
+        '[speed]\ncommand = "x"\nquick = true\nfigures.us = 3',
+        '[speed]\ncommand = "x"\nquick = true\nfigures.us = { low = true, mean = 3 }',
+        '[speed]\ncommand = "x"\nquick = true\nfigures.us = { mean = 3, spread = 1, margin = 1 }',
+        '[speed]\ncommand = "x"\nquick = true\nfigures.us = { low = true, mean = 3, spread = -1, margin = 1 }',
+    ],
+)
+def test_budgets_that_say_too_little_are_refused(text: str) -> None:
+    with pytest.raises(BudgetError):
+        read_budgets(text)
