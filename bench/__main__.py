@@ -209,13 +209,13 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Run benches and hold their figures against bench/budgets.toml."""
-    from bench.check import BUDGETS, check as compare, read_budgets  # noqa: PLC0415 - as in cluster
+    from bench import check as budgets  # noqa: PLC0415 - as in cluster
 
-    known = read_budgets(BUDGETS.read_text())
+    known = budgets.read_budgets(budgets.BUDGETS.read_text())
     if only and only not in {budget.name for budget in known}:
         _refuse(f"--only is one of {', '.join(budget.name for budget in known)}; not {only}.")
     chosen = [budget for budget in known if budget.name == only or (not only and (budget.quick or everything))]
-    _finish(compare(chosen), as_json=as_json)
+    _finish(budgets.check(chosen), as_json=as_json)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """`bench check`: run benches and hold their figures against `bench/budgets.toml`.
 
-Invariant: a figure without a value, a bench that ends badly and a budget that cannot be read are failures, never passes.
+Invariant: a figure without a value, a bench that ends badly and a budget that cannot be read never pass.
 """
 
 from __future__ import annotations
