@@ -88,8 +88,9 @@ def _figure(key: str, said: Json) -> Figure:
         raise BudgetError(f"{key}: spread and margin are not negative")
     if said.get("low", False) == said.get("high", False):
         raise BudgetError(f"{key}: say `low = true` or `high = true`")
-    low = bool(said.get("low"))
-    return Figure(key, mean + slack if low else mean - slack, "<=" if low else ">=", mean)
+    if said.get("low"):
+        return Figure(key, min(mean + slack, said.get("most", mean + slack)), "<=", mean)
+    return Figure(key, max(mean - slack, said.get("least", mean - slack)), ">=", mean)
 
 
 def run_bench(command: str) -> Json:

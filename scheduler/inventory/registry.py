@@ -21,7 +21,7 @@ from scheduler.model.allocation import Allocation, Grant
 from scheduler.model.node import Node
 from scheduler.model.pod import Amounts, Pod
 
-from .snapshot import NOTHING, TAKEN_COLUMNS, Columns, Taken
+from .snapshot import TAKEN_COLUMNS, Columns, Taken
 
 BOOKED_MAX = 1 << 50
 AUDITED = (
@@ -208,22 +208,26 @@ class Registry:
         if before == after:
             return
         for held, sign in ((before, -1), (after, 1)):
-            if held is None:
-                continue
-            on_node = self._on_node.setdefault(held.node, {})
-            if sign > 0:
-                on_node[uid] = held
-            else:
-                del on_node[uid]
-            if not on_node:
-                del self._on_node[held.node]
-            row = self.columns.rows.get(held.node)
-            if row is not None:
-                self._add(row, held, sign)
-                self._retell(held.node, row)
-                self._touch(row)
+            if held is not None:
+                self._book(uid, held, sign)
         if before is not None:
             self.freed += 1
+
+    def _book(self, uid: str, held: Booking, sign: int) -> None:
+        """Put a booking into force (1) or out of it (-1)."""
+        on_node = self._on_node.setdefault(held.node, {})
+        if sign > 0:
+            on_node[uid] = held
+        else:
+            del on_node[uid]
+        if not on_node:
+            del self._on_node[held.node]
+        row = self.columns.rows.get(held.node)
+        if row is not None:
+            self._add(row, held, sign)
+            if held.devices or (not held.named and self.nodes[held.node].mode is Mode.EXACT):
+                self._retell(held.node, row)
+            self._touch(row)
 
     def _add(self, row: int, held: Booking, sign: int) -> None:
         """Add (1) or remove (-1) the counted part of a booking; which devices are used is told by `_retell`.
@@ -257,8 +261,8 @@ class Registry:
         foreign = False
         for held in self._on_node.get(name, {}).values():
             for slot, use in held.devices:
-                before = taken.get(slot, NOTHING)
-                taken[slot] = replace(before, use=_both(before.use, use))
+                before = taken.get(slot)
+                taken[slot] = Taken(use) if before is None else replace(before, use=_both(before.use, use))
             for part in held.parts:
                 if part.slot < len(node.devices):
                     taken[part.slot] = self._with(taken[part.slot], part, node.devices[part.slot].model)

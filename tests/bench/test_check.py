@@ -39,6 +39,15 @@ def test_one_figure_out_of_budget_is_named(key: str, value: object) -> None:
     assert missed(**{key: value}) == [f"speed.{key}"]
 
 
+def test_a_promise_bounds_a_figure_whatever_is_measured() -> None:
+    low = SMALL.replace("low = true, mean = 10", "low = true, most = 11, mean = 10")
+    high = SMALL.replace("high = true, mean = 10", "high = true, least = 9, mean = 10")
+    assert check(read_budgets(low), lambda _: {**GOOD, "us": 11.5})["missed"] == ["speed.us"]
+    assert check(read_budgets(high), lambda _: {**GOOD, "rate": 8})["missed"] == ["speed.rate"]
+    loose = SMALL.replace("low = true, mean = 10", "low = true, most = 99, mean = 10")
+    assert check(read_budgets(loose), lambda _: {**GOOD, "us": 14})["missed"] == ["speed.us"]
+
+
 def test_a_bench_that_says_nothing_misses_everything() -> None:
     assert len(check(read_budgets(SMALL), lambda _: {})["missed"]) == 4
     assert check([])["ok"] is False
@@ -50,7 +59,8 @@ def test_the_shipped_budgets_are_complete() -> None:
     assert all(budget.command.endswith("--json") for budget in budgets.values())
     bounds = {figure.key: figure.bound for budget in budgets.values() for figure in budget.figures}
     for key, most in (("ratio_k1", 3.0), ("ratio_k16", 2.6), ("exponent", 0.6), ("rss_mib_10k", 250), ("ready_s", 5)):
-        assert bounds[key] == pytest.approx(most), key
+        assert isinstance(bounds[key], int | float), key
+        assert bounds[key] <= most, key
 
 
 @pytest.mark.parametrize(
