@@ -22,6 +22,11 @@ def drawn(terminal: int, wanted: bytes) -> bytes:
     return seen
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to jobs in the background, in case these tests are one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def test_top_is_live_until_it_is_interrupted() -> None:
     stage = Stage()
     stage.bound("one", "exact-1", 2)
