@@ -35,7 +35,9 @@ async def test_top_is_live_until_it_is_interrupted() -> None:
         command = [sys.executable, "-m", "scheduler", "top", "--api", stage.url]
         environment = {**os.environ, "COLUMNS": "160", "LINES": "40", "TERM": "xterm"}
         theirs_all = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-        top = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, **theirs_all)
+        top = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=environment, preexec_fn=heed_interrupts, **theirs_all
+        )
         os.close(theirs)
         seen = await asyncio.to_thread(drawn, terminal, b"##......")
         assert b"\x1b[?1049h" in seen  # a screen of its own
