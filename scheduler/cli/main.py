@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,7 @@ def serve(
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus and probes.")] = "127.0.0.1:9090",
 ) -> None:
     """Run Tessera beside a kube-scheduler; prints one JSON line when ready."""
+    gc.disable()  # until ready: what a start makes stays, and looking through it again and again doubles its time
     from .serve import Options, run  # noqa: PLC0415 - keeps `tessera --help` fast
 
     run(

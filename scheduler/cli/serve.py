@@ -70,7 +70,6 @@ class Options:
 
 def run(options: Options) -> None:
     """Serve until SIGTERM or SIGINT. Raises typer.Exit or TesseraError."""
-    gc.disable()  # until ready: what a start makes stays, and looking through it again and again doubles its time
     if sum((options.kubeconfig is not None, options.in_cluster, options.embedded is not None)) != 1:
         raise typer.BadParameter("name exactly one of --kubeconfig FILE, --in-cluster and --embedded DIR")
     if options.tls() is None:
