@@ -148,8 +148,7 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
             await asyncio.wait({*ends, starting}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                gc.collect()
-                gc.freeze()
+                gc.freeze()  # with what little garbage there is: to look for it takes a third of a second
                 gc.enable()
                 _say_ready(urls)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
