@@ -39,6 +39,23 @@ def real_cluster() -> Iterator[RealCluster]:
     asyncio.run(cluster.stop())
 
 
+@pytest.fixture(autouse=True)
+def emptied(real_cluster: RealCluster) -> Iterator[None]:
+    """Every test finds no nodes, pods, kube-scheduler or kube-controller-manager, whatever the last one left."""
+    yield
+    asyncio.run(_empty(real_cluster))
+
+
+async def _empty(cluster: RealCluster) -> None:
+    await cluster.stop_kube_scheduler(kill=True)
+    await cluster.stop_controller_manager()
+    async with cluster.client() as api:
+        pods = (await api.get("/api/v1/pods"))["items"]
+        for namespace in sorted({pod["metadata"]["namespace"] for pod in pods}):
+            await api.delete(f"/api/v1/namespaces/{namespace}/pods", {"gracePeriodSeconds": 0})
+        await api.delete("/api/v1/nodes")
+
+
 @pytest.fixture
 async def admin(real_cluster: RealCluster) -> AsyncIterator[ApiClient]:
     async with real_cluster.client() as api:
