@@ -91,14 +91,15 @@ async def until_pod(admin: ApiClient, pod: Json, path: str) -> Json:
 
 async def account_token(admin: ApiClient) -> str:
     """The token that kube-controller-manager wrote into the shipped Secret."""
-    first = await admin.get(SECRET)
+    secrets, _, name = SECRET.rpartition("/")
+    listed = await admin.get(secrets)  # a list's version can be watched from, an object's may be compacted away
+    first = next(secret for secret in listed["items"] if secret["metadata"]["name"] == name)
     if "token" not in first.get("data", {}):
         async with asyncio.timeout(30):
-            version = first["metadata"]["resourceVersion"]
-            events = admin.watch(SECRET.rpartition("/")[0], version)
+            events = admin.watch(secrets, listed["metadata"]["resourceVersion"])
             async for event in events:
                 first = event["object"]
-                if "token" in first.get("data", {}):
+                if first["metadata"]["name"] == name and "token" in first.get("data", {}):
                     break
             await events.aclose()
     return base64.b64decode(first["data"]["token"]).decode()
