@@ -53,9 +53,3 @@ class OccupiedError(TesseraError):
     """Another Tessera already works on this database or this cluster."""
 
     code = "start.occupied"
-
-
-class NotReadyError(TesseraError):
-    """Tessera is starting, or its view of the cluster is stale."""
-
-    code = "inventory.stale"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from scheduler.app import App
-from scheduler.clock import LoopClock, VirtualLoop
+from scheduler.clock import LoopClock
 from scheduler.config import Settings
 from scheduler.embedded.cluster import EmbeddedCluster
 from scheduler.embedded.injected import Faults
@@ -24,6 +24,7 @@ from scheduler.store.writer import InlineWriter
 from tests.contract.cases_bind_protocol import Meddler, Stage
 from tests.contract.making import binding, name_of
 from tests.objects import raw_node
+from tests.virtual import virtual
 
 
 class Moody(InlineWriter):
@@ -79,25 +80,7 @@ async def place() -> AsyncIterator[Place]:
     store.close()
 
 
-def virtual(test: Callable[[Place], Awaitable[None]]) -> Callable[[], None]:
-    """Run a test in virtual time, in a place of its own."""
-
-    async def inside() -> None:
-        async with place() as here:
-            await test(here)
-
-    def outside() -> None:
-        loop = VirtualLoop()
-        try:
-            loop.run_until_complete(inside())
-        finally:
-            loop.close()
-
-    outside.__name__ = getattr(test, "__name__", "")
-    return outside
-
-
-@virtual
+@virtual(place)
 async def test_an_adoption_that_could_not_be_written_leaves_nothing_booked(here: Place) -> None:
     pod = await here.pod(gpus=2)
     uid = pod["metadata"]["uid"]
@@ -110,7 +93,7 @@ async def test_an_adoption_that_could_not_be_written_leaves_nothing_booked(here:
     assert here.app.desk.registry.held(uid) is None
 
 
-@virtual
+@virtual(place)
 async def test_a_claim_is_taken_back_whatever_kept_its_commit_from_being_written(here: Place) -> None:
     pod = await here.pod(gpus=8)
     await here.until(lambda: pod["metadata"]["uid"] in here.app.desk.book.rows and not here.app.settler.working)
@@ -121,7 +104,7 @@ async def test_a_claim_is_taken_back_whatever_kept_its_commit_from_being_written
     assert not await here.bind(pod)
 
 
-@virtual
+@virtual(place)
 async def test_a_request_whose_attempts_are_spent_gets_no_new_life_by_a_bind(here: Place) -> None:
     """kube-scheduler asks again for a reservation whose outcome was unclear, and that turns out to be the last one."""
     pod = await here.pod(gpus=2)
@@ -138,7 +121,7 @@ async def test_a_request_whose_attempts_are_spent_gets_no_new_life_by_a_bind(her
     assert "nodeName" not in (await here.now(pod))["spec"]
 
 
-@virtual
+@virtual(place)
 async def test_a_busy_api_server_costs_no_attempt(here: Place) -> None:
     pod = await here.pod(gpus=2)
     here.cluster.faults.retry_after_s = 0.2
@@ -148,7 +131,7 @@ async def test_a_busy_api_server_costs_no_attempt(here: Place) -> None:
     assert (row.state, row.attempts, row.epoch) == (State.BOUND, 0, 1)
 
 
-@virtual
+@virtual(place)
 async def test_one_call_that_hangs_keeps_nobody_else_waiting(here: Place) -> None:
     stuck, other = await here.pod("stuck"), await here.pod("other")
     assert not await here.bind(stuck)
@@ -162,7 +145,7 @@ async def test_one_call_that_hangs_keeps_nobody_else_waiting(here: Place) -> Non
     await here.until(lambda: here.row(other).state is State.RELEASED)
 
 
-@virtual
+@virtual(place)
 async def test_what_happens_to_a_pod_while_it_is_bound_is_settled_right_after(here: Place) -> None:
     pod = await here.pod(gpus=8)
 
@@ -177,7 +160,7 @@ async def test_what_happens_to_a_pod_while_it_is_bound_is_settled_right_after(he
     assert here.app.desk.registry.held(pod["metadata"]["uid"]) is None
 
 
-@virtual
+@virtual(place)
 async def test_a_bind_that_begins_too_late_claims_nothing(here: Place) -> None:
     """kube-scheduler has taken its assumption back by then and may have given the cpu to another."""
     pod = await here.pod(gpus=2)
@@ -191,7 +174,7 @@ async def test_a_bind_that_begins_too_late_claims_nothing(here: Place) -> None:
     assert here.row(pod).state is State.QUEUED
 
 
-@virtual
+@virtual(place)
 async def test_a_touch_that_is_refused_for_good_is_tried_ever_less_often(here: Place) -> None:
     """As by an admission policy that takes this Tessera for a stranger, while kube-scheduler asks again and again."""
     pod = await here.pod(gpus=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from scheduler.model.pod import Pod
 from scheduler.model.reservation import Event
 from scheduler.waking import LONGEST_S, Waker
 from tests.objects import raw_node, raw_pod
+from tests.virtual import virtual
 
 PARKED = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]
 
@@ -92,25 +93,7 @@ async def room() -> AsyncIterator[Room]:
     yield Room(clock, cluster, desk, Waker(desk, cluster, clock))
 
 
-def virtual(test: Callable[[Room], Awaitable[None]]) -> Callable[[], None]:
-    """Run a test in virtual time, in a room of its own."""
-
-    async def inside() -> None:
-        async with room() as here:
-            await test(here)
-
-    def outside() -> None:
-        loop = VirtualLoop()
-        try:
-            loop.run_until_complete(inside())
-        finally:
-            loop.close()
-
-    outside.__name__ = getattr(test, "__name__", "")
-    return outside
-
-
-@virtual
+@virtual(room)
 async def test_what_fits_again_is_woken_once_and_its_room_is_kept(here: Room) -> None:
     first, second = await here.pod("first", 4, parked=False), await here.pod("second", 4)
     here.desk.claim(first, "a")
@@ -126,7 +109,7 @@ async def test_what_fits_again_is_woken_once_and_its_room_is_kept(here: Room) ->
     assert await here.nudges("second") == nudge
 
 
-@virtual
+@virtual(room)
 async def test_a_pod_that_was_woken_thousands_of_times_stops_nobody(here: Room) -> None:
     """Its volume never comes: kube-scheduler refuses it every time."""
     stuck = await here.pod("stuck", 1)
@@ -139,7 +122,7 @@ async def test_a_pod_that_was_woken_thousands_of_times_stops_nobody(here: Room) 
     assert not_before_s <= here.clock.monotonic() + LONGEST_S
 
 
-@virtual
+@virtual(room)
 async def test_a_pod_whose_bind_is_under_way_is_left_alone(here: Room) -> None:
     """A nudge raises the resourceVersion and would void the Binding."""
     pod = await here.pod("one", 1)
@@ -150,7 +133,7 @@ async def test_a_pod_whose_bind_is_under_way_is_left_alone(here: Room) -> None:
     assert here.desk.intents.get(pod.uid) is None
 
 
-@virtual
+@virtual(room)
 async def test_room_that_is_freed_before_the_refusal_is_heard_of_is_not_missed(here: Room) -> None:
     first, second = await here.pod("first", 4, parked=False), await here.pod("second", 4)
     here.desk.claim(first, "a")
@@ -162,7 +145,7 @@ async def test_room_that_is_freed_before_the_refusal_is_heard_of_is_not_missed(h
     assert await here.nudges("second")
 
 
-@virtual
+@virtual(room)
 async def test_a_pod_refused_while_nothing_is_freed_costs_no_look_at_the_others(here: Room) -> None:
     first, second = await here.pod("first", 4, parked=False), await here.pod("second", 4)
     here.desk.claim(first, "a")
@@ -174,7 +157,7 @@ async def test_a_pod_refused_while_nothing_is_freed_costs_no_look_at_the_others(
     assert await here.nudges("second") == ""
 
 
-@virtual
+@virtual(room)
 async def test_a_pod_refused_in_its_back_off_is_woken_when_that_ends(here: Room) -> None:
     pod = await here.pod("one", 1)
     row = here.desk.claim(pod, "a")[-1].after
@@ -191,7 +174,7 @@ async def test_a_pod_refused_in_its_back_off_is_woken_when_that_ends(here: Room)
     assert await here.nudges("one")
 
 
-@virtual
+@virtual(room)
 async def test_a_pod_whose_intent_came_to_nothing_is_woken_again(here: Room) -> None:
     """Somebody's answer was lost; only this node would do, and it is left out for a minute."""
     pod = await here.pod("one", 4)
@@ -204,7 +187,7 @@ async def test_a_pod_whose_intent_came_to_nothing_is_woken_again(here: Room) -> 
     assert here.desk.filter(pod, ["a"]).names == ["a"]
 
 
-@virtual
+@virtual(room)
 async def test_a_pod_that_goes_while_others_are_judged_gets_no_room(here: Room) -> None:
     here.clock.tick_s = 0.05  # so the loop turns between two pods
     pods = [await here.pod(f"p{number}", 1) for number in range(3)]
@@ -224,7 +207,7 @@ async def test_a_pod_that_goes_while_others_are_judged_gets_no_room(here: Room) 
     assert pods[2].uid not in here.waker._tries
 
 
-@virtual
+@virtual(room)
 async def test_a_nudge_that_hangs_holds_up_the_others_for_seconds_only(here: Room) -> None:
     stuck, other = await here.pod("stuck", 2), await here.pod("other", 2)
     here.cluster.mute = "stuck"
@@ -238,7 +221,7 @@ async def test_a_nudge_that_hangs_holds_up_the_others_for_seconds_only(here: Roo
     assert await here.nudges("other")
 
 
-@virtual
+@virtual(room)
 async def test_a_nudge_that_fails_gives_the_room_back(here: Room) -> None:
     pod = await here.pod("one", 4)
     here.waker.watch(pod)
@@ -247,7 +230,7 @@ async def test_a_nudge_that_fails_gives_the_room_back(here: Room) -> None:
     assert here.desk.registry.held(pod.uid) is None
 
 
-@virtual
+@virtual(room)
 async def test_pods_with_resource_claims_keep_no_room(here: Room) -> None:
     """They were never refused here: kube-scheduler decides and wakes them by itself."""
     pod = await here.pod("claims", 1, claims=[{"name": "gpu", "resourceClaimName": "mine"}])

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-import numpy as np
-
 from policies.columns import DEVICE_COLUMNS, Mode, Snapshot, Use
 from policies.placements import NO_PLACEMENTS, Placements
 from scheduler import GPU, MIG_PREFIX, SHARE
@@ -327,11 +325,3 @@ def _same(old: Node, new: Node) -> bool:
     return old == new or all(
         getattr(old, field) == getattr(new, field) for field in Node.__dataclass_fields__ if field != "resource_version"
     )
-
-
-def whole_gpus_free(snapshot: Snapshot) -> int:
-    """Return how many whole GPUs of the cluster are free, exact and observed nodes together."""
-    exact = snapshot.mode == Mode.EXACT
-    slots = (snapshot.exists & (snapshot.use == Use.FREE) & ~snapshot.mig_mode).sum(axis=0)
-    free = np.where(exact, np.minimum(slots, snapshot.gpus_free), snapshot.gpus_free)
-    return int(np.maximum(free, 0)[snapshot.schedulable & snapshot.whole_gpus].sum())
