@@ -130,7 +130,7 @@ def _lock_server(engine: sa.Engine) -> Callable[[], None]:
 
 
 def _unlock(holder: sa.Connection) -> None:
-    holder.invalidate()  # the lock belongs to the session, so the session must end
+    holder.invalidate()  # the lock belongs to the database connection, so that must end
     holder.close()
 
 

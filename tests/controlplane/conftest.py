@@ -1,4 +1,4 @@
-"""One real control plane for the session; every test here carries the marker `controlplane`."""
+"""One real control plane for the whole run; every test here carries the marker `controlplane`."""
 
 from __future__ import annotations
 
