@@ -1,9 +1,9 @@
 """The two servers of `bench latency`, each a process of its own: Tessera's handlers, and a canned answer.
 
 `python -m bench.latency_server tessera --nodes N --seed S` fills a desk and serves the product's own extender
-application; `canned` reads each body unparsed and answers bytes of a given length. Both run on aiohttp and uvloop and
-print one JSON line when ready. A second listener, never timed, sets K or lengths, lets pods come and go
-as the watch does, and tells CPU and RSS.
+application on the product's own runner; `canned` reads each body unparsed and answers bytes of a given length on a
+plain one. Both run on aiohttp and uvloop and print one JSON line when ready. A second listener, never timed, sets K or
+lengths, lets pods come and go as the watch does, and tells CPU and RSS.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.metrics import Metrics
 from scheduler.web.extender import BODY_MAX, Extender
+from scheduler.web.patience import GuardedRunner
 from scheduler.web.routes import extender_app
 from scheduler.web.views import Views
 
@@ -106,11 +107,10 @@ def _measured() -> web.Response:
     return web.json_response({"cpu_s": time.process_time(), "rss_mib": rss_mib})
 
 
-async def serve(apps: tuple[web.Application, web.Application]) -> None:
+async def serve(timed: web.AppRunner, control: web.AppRunner) -> None:
     """Listen, say where, and stay."""
     ports = []
-    for app in apps:
-        runner = web.AppRunner(app, access_log=None)
+    for runner in (timed, control):
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         ports.append(runner.addresses[0][1])
@@ -127,8 +127,10 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    apps = tessera(filled(chosen.nodes, chosen.seed)) if chosen.what == "tessera" else canned()
-    uvloop.run(serve(apps))
+    ours = chosen.what == "tessera"
+    app, control = tessera(filled(chosen.nodes, chosen.seed)) if ours else canned()
+    timed = GuardedRunner(app, access_log=None) if ours else web.AppRunner(app, access_log=None)
+    uvloop.run(serve(timed, web.AppRunner(control, access_log=None)))
 
 
 if __name__ == "__main__":
