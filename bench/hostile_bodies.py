@@ -1,7 +1,7 @@
-"""Requests nobody should send: real bodies of kube-scheduler, broken in every way that JSON and HTTP allow, by seed.
+"""Requests nobody should send: bodies of kube-scheduler broken in every way JSON and HTTP allow, and made-up ones.
 
-Invariant: the same seed gives the same requests. None of them is one that may rightly change anything durable: binds
-name pods that run, wait for what is not there, or do not exist.
+What is made up comes from hypothesis. Invariant: the same seed gives the same requests. None of them is one that may
+rightly change anything durable: binds name pods that run, wait for what is not there, or do not exist.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+
+from bench.hostile_strategies import MANY, binds, broken, crowds, drawn, filters
 
 Json = dict[str, Any]
 
@@ -25,8 +27,8 @@ TOKENS = (b"NaN", b"Infinity", b"-Infinity", b"1e400", b"01", b"+1", b"nul", b"'
 QUERIES = ("limit", "cursor", "state", "queue", "namespace", "name", "", "limit[]", "\0")
 VALUES = ("0", "-1", "500", "9" * 400, "nan", "====", "e30=")
 PATHS = ("nodes", "gpus", "requests", "requests/{id}", "requests/{id}/explanation", "nodes/{id}", "{id}", "")
-MANY = (50_001, 200_000, 1_000_000)  # names in one body
 METHODS = ("GET", "GET", "GET", "GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO")
+NO_HTTP, CROWDED, MADE_UP = 0.01, 0.0005, 0.2  # of all requests to the extender
 GARBAGE = (
     b"GET\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
@@ -59,6 +61,14 @@ class Attacker:
         """Keep what real bodies are made of: pods that run or can never run, and node names."""
         self._rng = Random(seed)
         self._pods, self._names = pods, names
+        uids = [pod["metadata"]["uid"] for pod in pods]
+        asking = drawn(broken(filters(uids, names)), 3 * seed)
+        self._made_up = {
+            "filter": asking,
+            "prioritize": asking,
+            "bind": drawn(broken(binds(uids, names)), 3 * seed + 1),
+        }
+        self._crowds = drawn(crowds(uids), 3 * seed + 2, batch=2)
         self._ways: list[tuple[int, Callable[[Json], bytes]]] = [
             (8, self._plain),
             (10, self._truncated),
@@ -78,11 +88,13 @@ class Attacker:
     def extender(self) -> Sent:
         """Return a request to kube-scheduler's port."""
         draw = self._rng.random()
-        if draw < 0.01:
+        if draw < NO_HTTP:
             return Sent(self._rng.choice(GARBAGE), "", b"", framed=False)
         verb = self._rng.choice(VERBS)
-        if draw < 0.0105:
-            body = self._many_names(self._rng.choice(MANY))
+        if draw < NO_HTTP + CROWDED:
+            body = next(self._crowds) if self._rng.random() < 0.5 else self._many_names(self._rng.choice(MANY))
+        elif draw < NO_HTTP + CROWDED + MADE_UP:
+            body = next(self._made_up[verb])
         else:
             weights, ways = zip(*self._ways, strict=True)
             body = self._rng.choices(ways, weights)[0](self._real(verb))
