@@ -31,15 +31,16 @@ def fill_gpus(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
 
 
 def fill_host(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
-    """Prefer the node that keeps the least cpu and memory, measured on the largest node of the cluster.
+    """Prefer the node that keeps the least cpu and memory; 128 cores count as much as 1 TiB.
 
     Returns:
-        ``[N]`` 1 = nothing left (or too little free), 0 = as much left as the largest node has.
+        ``[N]`` 1 / (1 + what is left, in such parts): 1 = nothing left (or too little free).
     """
-    left = (snapshot.cpu_milli_free - ask.cpu_milli) * (-0.5 / snapshot.cpu_milli_total.max(initial=1))
-    left += (snapshot.memory_bytes_free - ask.memory_bytes) * (-0.5 / snapshot.memory_bytes_total.max(initial=1))
+    left = (snapshot.cpu_milli_free - ask.cpu_milli) / 128_000
+    left += (snapshot.memory_bytes_free - ask.memory_bytes) / (1 << 40)
+    np.maximum(left, 0, out=left)
     left += 1
-    return np.asarray(np.clip(left, 0, 1, out=left), np.float32)
+    return np.asarray(np.reciprocal(left, out=left), np.float32)
 
 
 def keep_scarce(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:

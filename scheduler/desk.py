@@ -17,15 +17,15 @@ import numpy.typing as npt
 from policies.columns import Kind, Mix, Mode
 from scheduler.clock import Clock
 from scheduler.decision import explain
+from scheduler.decision.board import Board, Boards
 from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
 from scheduler.decision.combine import Rows
 from scheduler.decision.intents import Intents
 from scheduler.decision.pipeline import Policies, Verdict, judge
-from scheduler.decision.placing import Containers, DoesNotFit, judge_row, place
-from scheduler.decision.shortlist import best_of
+from scheduler.decision.placing import Containers, DoesNotFit, place
 from scheduler.geometry import placements
 from scheduler.intake.allocation import write_allocation
-from scheduler.inventory.asks import Asks
+from scheduler.inventory.asks import Asks, shape
 from scheduler.inventory.mix import Arrivals
 from scheduler.inventory.registry import Registry, Source, booking
 from scheduler.ledger.ledger import Book, advance
@@ -74,6 +74,7 @@ class Desk:
     book: Book = field(default_factory=Book)
     intents: Intents = field(default_factory=Intents)
     asks: Asks = field(init=False)
+    _boards: Boards = field(init=False)
     arrivals: Arrivals = field(init=False)
     records: dict[str, str] = field(default_factory=dict)  # decision records of intents
     _refusals: dict[str, tuple[int, DeviceAsk, str]] = field(
@@ -81,8 +82,9 @@ class Desk:
     )  # uid -> (registry.freed, ask, reason)
 
     def __post_init__(self) -> None:
-        """Make the ask reader for this registry, and what learns from the asks."""
+        """Make the ask reader for this registry, what learns from the asks, and the boards."""
         self.asks = Asks(self.registry)
+        self._boards = Boards(self.policies)
         self.arrivals = Arrivals(self.asks)
 
     # extender verbs
@@ -102,28 +104,23 @@ class Desk:
             return Answer([], known)
         rows = self.rows(pod.uid, offered)
         with self._without_own_intent(pod.uid):
-            best = self._best_of(pod, rows, self.count)
+            best = self._board(pod, FILTER_MASKS).best(rows, self.count)
             if not best.size:
                 return self._refusal(pod, rows)
             names = [self.registry.columns.names[row] for row in best.tolist()]
             self.intend(pod, int(best[0]), named=names, offered=rows if len(rows) <= OFFERED_MAX else None)
         return Answer(names)
 
-    def _best_of(self, pod: Pod, rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
-        """Return the best of these nodes, best first, without a look at the others."""
-        ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
-        return best_of(snapshot, rows, ask, self.mix(), self.policies, masks=FILTER_MASKS, count=count)
-
     def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
         """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
         if not len(rows) and self.intents.excluded(pod.uid, self.clock.monotonic()):
             return Answer([], "BackingOff")
+        board = self._board(pod, FILTER_MASKS)
         if len(rows) == 1:
-            ask, snapshot = self.asks.ask(pod.request, everywhere=True), self.registry.snapshot()
-            return Answer([], judge_row(snapshot, int(rows[0]), ask, self.mix(), self.policies, masks=FILTER_MASKS))
-        verdict = self._judge(pod, FILTER_MASKS)
-        reason = verdict.headline(rows)
-        if not verdict.passes.any():
+            return Answer([], board.settle(rows).headline(rows))
+        failed = board.settle()
+        reason = failed.headline(rows)
+        if (failed.first >= 0).all():
             self._refuse(pod, reason)
         return Answer([], reason)
 
@@ -136,7 +133,7 @@ class Desk:
             return scored(intent.named, offered)
         own = self.registry.held(pod.uid)
         with self._without_own_intent(pod.uid):
-            best = self._best_of(pod, self.rows(pod.uid, offered), len(offered))
+            best = self._board(pod, FILTER_MASKS).best(self.rows(pod.uid, offered), len(offered))
             if own is not None and intent is not None:
                 self.intents.note(pod.uid, intent.node, self.clock.monotonic(), intent.named, intent.offered)
                 self.registry.say(pod.uid, Source.INTENDED, own)
@@ -156,12 +153,13 @@ class Desk:
         record = self.records.get(pod.uid, "") if intended else ""
         offered = intent.offered if intent is not None and intended else None
         with self._without_own_intent(pod.uid):
-            verdict = self._judge(pod, FILTER_MASKS)
-            if not verdict.passes[row] and not pod.request.claims:
-                raise DoesNotFit(verdict.reasons(np.asarray([row], np.intp))[0])
+            board, here = self._board(pod, FILTER_MASKS), np.asarray([row], np.intp)
+            reason = board.settle(here).headline(here)
+            if reason and not pod.request.claims:
+                raise DoesNotFit(reason)
             allocation = self._allocation(pod, node, row)
             try:
-                changes = self._changes(pod, allocation, record or self._record(verdict, row, offered))
+                changes = self._changes(pod, allocation, record or self._record(board, row, offered))
             except ValueError as error:  # container names so long that the allocation cannot be written
                 raise DoesNotFit("InvalidRequest") from error
             self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
@@ -240,16 +238,17 @@ class Desk:
 
     def fits(self, pod: Pod) -> Verdict:
         """Judge a waiting pod on the whole cluster with every mask."""
-        return self._judge(pod, TURN_MASKS)
+        snapshot, ask = self.registry.snapshot(), self.asks.ask(pod.request)
+        return judge(snapshot, ask, self.mix(), self.policies, TURN_MASKS)
 
     def intend_anywhere(self, pod: Pod) -> bool:
         """Find a waiting pod the best node of the whole cluster, every mask counted, and intend it; False = none."""
-        verdict = self.fits(pod)
+        board = self._board(pod, TURN_MASKS)
         excluded = self.intents.excluded(pod.uid, self.clock.monotonic())
         rows = self.rows(pod.uid, list(self.registry.nodes)) if excluded else None
-        best = verdict.best(rows, 1)
+        best = board.best(rows)
         if best.size:
-            self.intend(pod, int(best[0]), self._record(verdict, int(best[0])))
+            self.intend(pod, int(best[0]), self._record(board, int(best[0])))
         return bool(best.size)
 
     def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
@@ -302,9 +301,11 @@ class Desk:
             return Answer([], "AttemptsSpent")
         return Answer([], "BackingOff") if row.not_before_us > self.clock.wall_us() else None
 
-    def _judge(self, pod: Pod, masks: tuple[str, ...]) -> Verdict:
-        ask = self.asks.ask(pod.request, everywhere=masks is FILTER_MASKS)
-        return judge(self.registry.snapshot(), ask, self.mix(), self.policies, masks=masks)
+    def _board(self, pod: Pod, masks: tuple[str, ...]) -> Board:
+        everywhere = masks is FILTER_MASKS
+        board = self._boards.of(shape(pod.request, everywhere=everywhere), masks)
+        ask = self.asks.ask(pod.request, everywhere=everywhere)
+        return board.turn(self.registry.snapshot(), ask, self.mix(), self.registry.columns.layout)
 
     def _refuse(self, pod: Pod, reason: str) -> None:
         if len(self._refusals) >= REFUSALS_MAX:
@@ -322,8 +323,8 @@ class Desk:
         mode = "exact" if node.mode is Mode.EXACT else "observed"
         return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row))
 
-    def _record(self, verdict: Verdict, row: int, offered: Rows | None = None) -> str:
-        return explain.record(verdict, row, self.registry.columns.names, self.registry.generation, rows=offered)
+    def _record(self, board: Board, row: int, offered: Rows | None = None) -> str:
+        return explain.record(board, row, self.registry.columns.names, self.registry.generation, rows=offered)
 
     def _changes(self, pod: Pod, allocation: Allocation, record: str) -> tuple[Change, ...]:
         now_us = self.clock.wall_us()

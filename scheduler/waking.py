@@ -14,9 +14,10 @@ import structlog
 from scheduler import RETRY
 from scheduler.clock import Clock
 from scheduler.desk import Desk
+from scheduler.inventory.asks import shape
 from scheduler.kube.port import ApiError, Cluster, UnknownOutcome
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
-from scheduler.model.pod import DeviceAsk, Pod, Selection
+from scheduler.model.pod import Pod
 
 log = structlog.get_logger(__name__)
 
@@ -87,12 +88,12 @@ class Waker:
         if now_s < not_before_s:
             self._next_s = min(self._next_s, not_before_s)
             return False
-        shape = _shape(pod)
-        if shape in hopeless or self.desk.intents.get(pod.uid) is not None:
+        kind = shape(pod.request)
+        if kind in hopeless or self.desk.intents.get(pod.uid) is not None:
             return False
         if not self.desk.intend_anywhere(pod):
             if not self.desk.intents.excluded(pod.uid, now_s):
-                hopeless.add(shape)
+                hopeless.add(kind)
             return False
         self._tries[pod.uid] = (times + 1, now_s + min(FIRST_S * 2.0 ** min(times, DOUBLINGS_MAX), LONGEST_S))
         return True
@@ -126,12 +127,3 @@ class Waker:
         except (ApiError, UnknownOutcome, TimeoutError) as error:
             self.desk.drop_intent(pod.uid)
             log.info("wake.failed", request=pod.uid, error=str(error) or "no answer in time")
-
-
-def _shape(pod: Pod) -> tuple[object, ...]:
-    request = pod.request
-    devices: DeviceAsk = request.devices
-    selection: Selection = request.selection
-    size = devices.kind, devices.count, devices.profile, devices.memory_mib, devices.milli
-    parts = tuple((each.role, each.count) for each in devices.containers)
-    return request.amounts, size, parts, devices.models, devices.init_only, selection

@@ -58,15 +58,34 @@ REASONS: dict[str, str] = {
 }
 """The per-node word for a node whose first failing mask is this one."""
 
-ONLY_FOR: dict[str, Kind] = {
-    "mig-profile": Kind.MIG,
-    "mig-mode": Kind.MIG,
-    "slice-fit": Kind.MIG,
-    "share-size": Kind.SHARE,
-    "share-memory": Kind.SHARE,
-    "share-fit": Kind.SHARE,
+_DEVICES = frozenset({Kind.WHOLE, Kind.MIG, Kind.SHARE})
+_FOR: dict[str, frozenset[Kind]] = {
+    "mig-profile": frozenset({Kind.MIG}),
+    "whole-gpu-kind": frozenset({Kind.WHOLE, Kind.SHARE}),
+    "model": _DEVICES,
+    "mig-mode": frozenset({Kind.MIG}),
+    "gpu-count": _DEVICES,
+    "share-size": frozenset({Kind.SHARE}),
+    "named-devices": _DEVICES,
+    "healthy": _DEVICES,
+    "slice-fit": frozenset({Kind.MIG}),
+    "share-memory": frozenset({Kind.SHARE}),
+    "share-fit": frozenset({Kind.SHARE}),
+    "devices-free": frozenset({Kind.WHOLE, Kind.SHARE}),
 }
-"""Masks that pass every node for an ask of another kind, so that nobody need ask them."""
+_ANY = frozenset(Kind)
+
+
+def asks_of(mask: str) -> frozenset[Kind]:
+    """Return the kinds of asks that a mask may reject; it passes every node for the others and need not be asked."""
+    return _FOR.get(mask, _ANY)
+
+
+STATIC_MASKS = frozenset(
+    {"allowed", "mig-profile", "whole-gpu-kind", "init-only", "model", "mig-mode", "gpu-count", "share-size"}
+    | {"in-service", "host-size"}
+)
+"""Masks that read only what Node objects say, nothing that bookings change."""
 
 SCORES: dict[str, Score] = {
     "fill-gpus": packing.fill_gpus,
@@ -78,6 +97,9 @@ SCORES: dict[str, Score] = {
     "least-fragment": fragmentation.least_fragment,
     "one-group": topology.one_group,
 }
+
+STATIC_SCORES = frozenset({"keep-scarce"})
+"""Scores that read only what Node objects say, of the whole cluster; the others look at one node alone."""
 
 DEFAULT_MASKS = TURN_MASKS = tuple(MASKS)
 """What a decision on the whole cluster must pass."""

@@ -6,20 +6,18 @@ Invariant: a decision record fits in 2,048 bytes of UTF-8 and holds integers onl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 
-from policies.columns import FloatArray
 from scheduler.model.pod import Refusal
 
+from .board import Board
 from .catalog import REASONS as WORDS
-from .catalog import Policies
 from .combine import Rows
-from .pipeline import Verdict
+from .pipeline import Failed, Verdict
 from .reasons import OF_REQUEST, REASONS
-from .shortlist import best_row, scores_of
 
 RECORD_BYTES_MAX = 2048
 NAME_BYTES_MAX = 256  # as JSON writes it; a Kubernetes name has at most 253
@@ -43,30 +41,31 @@ class Why(TypedDict):
     reasons: list[Cause]
 
 
-def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int, *, rows: Rows | None = None) -> str:
+def record(board: Board, chosen: int, names: Sequence[str], generation: int, *, rows: Rows | None = None) -> str:
     """Write the decision record: funnel, chosen node and runner-up with their scores by tier, generation.
 
     Args:
-        verdict: what was decided, before the columns change.
+        board: of the ask, turned to the columns in which it was decided.
         chosen: row of the chosen node.
         names: node name per row.
         generation: of the inventory.
-        rows: the nodes that were offered; None = all. The runner-up is the best of the others that pass.
+        rows: the nodes that were offered; None = all. They make the funnel, and the runner-up is the best of them
+            that was not chosen.
 
     Returns:
         Compact JSON with sorted keys, at most 2,048 bytes; scores in millionths. No runner-up: null.
     """
-    others = np.flatnonzero(verdict.passes) if rows is None else rows[verdict.passes[rows]]
-    snapshot, ask, mix, policies = verdict.snapshot, verdict.ask, verdict.mix, verdict.policies
-    both = [chosen, *best_row(snapshot, others[others != chosen], ask, mix, policies).tolist()]
-    names_of_scores = [name for tier in policies.tiers for name, _ in tier]
-    scores = scores_of(snapshot, np.asarray(both, np.intp), ask, mix, names_of_scores)
-    told = [_candidate(policies, scores, place, names[row]) for place, row in enumerate(both)]
+    rows = np.arange(len(names)) if rows is None else rows
+    failed = board.settle(np.append(rows, chosen))
+    told = [
+        {"node": _short(names[row]), "scores": _scores(board, row)}
+        for row in (chosen, *board.best(rows[rows != chosen]).tolist())
+    ]
     text = json.dumps(
         {
             "v": 1,
             "generation": generation,
-            "funnel": funnel(verdict),
+            "funnel": funnel(failed, rows),
             "chosen": told[0],
             "runner_up": told[1] if len(told) > 1 else None,
         },
@@ -78,11 +77,11 @@ def record(verdict: Verdict, chosen: int, names: Sequence[str], generation: int,
     return text
 
 
-def funnel(verdict: Verdict) -> list[tuple[str, int]]:
-    """Return after each mask how many nodes are left."""
-    failed = verdict.failed
-    lost = np.bincount(failed[failed >= 0], minlength=len(verdict.masks))
-    return list(zip(verdict.masks, (len(failed) - np.cumsum(lost)).tolist(), strict=True))
+def funnel(failed: Failed, rows: Rows | None = None) -> list[tuple[str, int]]:
+    """Return after each mask how many of these nodes are left; None = of all."""
+    first = failed.first if rows is None else failed.first[rows]
+    lost = np.bincount(first[first >= 0], minlength=len(failed.masks))
+    return list(zip(failed.masks, (len(first) - np.cumsum(lost)).tolist(), strict=True))
 
 
 def why(verdict: Verdict, profiles: Sequence[str] = ()) -> Why:
@@ -96,15 +95,16 @@ def why(verdict: Verdict, profiles: Sequence[str] = ()) -> Why:
         profiles: legal names nearest to the MIG profile asked; told where no node has that.
     """
     words = ["PendingEvaluation"]
-    if headline := verdict.headline():
-        failed = sorted(set(verdict.failed.tolist()), reverse=True)
-        words = [OF_REQUEST.get(headline, headline), *(WORDS[verdict.masks[index]] for index in failed)]
+    failed = verdict.failed
+    if headline := failed.headline():
+        furthest = sorted(set(failed.first.tolist()), reverse=True)
+        words = [OF_REQUEST.get(headline, headline), *(WORDS[failed.masks[index]] for index in furthest)]
     causes = [cause(word) for word in dict.fromkeys(words)]
     if profiles and words[0] == "NoSuchMigProfile":
         listed = ", ".join(profiles)
         causes[0]["text"] += f" Nearest names: {listed}."
         causes[0]["text_ko"] += f" 가장 가까운 이름: {listed}."
-    return {"funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in funnel(verdict)], "reasons": causes}
+    return {"funnel": [{"mask": mask, "nodes": nodes} for mask, nodes in funnel(failed)], "reasons": causes}
 
 
 def why_refused(refusal: Refusal) -> Why:
@@ -122,10 +122,10 @@ def cause(word: str) -> Cause:
     return {"code": word, "class": reason.who, "text": reason.text, "text_ko": reason.text_ko}
 
 
-def _candidate(policies: Policies, scores: Mapping[str, FloatArray], place: int, name: str) -> dict[str, object]:
-    """Return a node's name and its scores in millionths, by tier and policy name."""
-    by_tier = [{one: round(float(scores[one][place]) * 1_000_000) for one, _ in tier} for tier in policies.tiers]
-    return {"node": _short(name), "scores": by_tier}
+def _scores(board: Board, row: int) -> list[dict[str, int]]:
+    """Return a node's tier sums in millionths, each under the names of its tier's scores."""
+    tiers = ("+".join(name for name, _ in tier) for tier in board.policies.tiers)
+    return [{name: round(one * 1_000_000)} for name, one in zip(tiers, board.sums(row), strict=True)]
 
 
 def _short(name: str) -> str:

@@ -17,8 +17,8 @@ from scheduler.model.pod import ContainerAsk, Request
 
 from .catalog import FILTER_MASKS, TURN_MASKS, Policies
 from .choosing import choose
+from .near import Near
 from .pipeline import judge
-from .shortlist import Near
 
 Containers = tuple[tuple[str, tuple[Grant, ...]], ...]
 _KINDS = {Kind.WHOLE: "whole", Kind.MIG: "mig", Kind.SHARE: "share"}
@@ -45,7 +45,7 @@ def judge_row(
     """Judge an ask on one node without touching the others; return the reason word, empty when it fits."""
     alone = slice(row, row + 1)
     here = replace(ask, allowed=ask.allowed[alone])
-    return judge(snapshot.take(alone), here, mix, policies, masks).headline()
+    return judge(snapshot.take(alone), here, mix, policies, masks).failed.headline()
 
 
 def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Node, judged: bool = False) -> Containers:

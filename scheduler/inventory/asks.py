@@ -127,6 +127,22 @@ class Asks:
                 known[row] = admits(selection, node)
 
 
+def shape(request: Request, *, everywhere: bool = False) -> tuple[object, ...]:
+    """Return what tells the classes of asks apart: requests of one shape get equal Asks, but for queue and priority.
+
+    Args:
+        request: what the pod wants.
+        everywhere: as for `Asks.ask`; then place, storage and extended resources are not judged and do not count.
+    """
+    devices, amounts = request.devices, request.amounts
+    asked = (
+        *(devices.kind, devices.count, devices.profile, devices.memory_mib, devices.milli, devices.models),
+        *(devices.init_only, _parts(devices) if devices.kind is Kind.SHARE else ()),
+        *(amounts.cpu_milli, amounts.memory_bytes),
+    )
+    return asked if everywhere else (*asked, amounts.storage_bytes, amounts.extended, request.selection)
+
+
 def _parts(devices: DeviceAsk) -> tuple[int, ...]:
     """Return the shares of each container, which are on different devices.
 

@@ -86,6 +86,7 @@ class Columns:
         self._capacity, self._slots = 0, 1
         self._view: Snapshot | None = None
         self._ranked = True
+        self.layout = 0  # grows when what Node objects say has changed
         self._grow(64, 8)
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -153,11 +154,13 @@ class Columns:
         self._holes.append(row)
         self._holes.sort(reverse=True)
         self._ranked = False
+        self.layout += 1
         return row
 
     def fill(self, row: int, node: Node) -> None:
         """Write what the Node object says into its row, with nothing taken yet."""
         put = self._arrays
+        self.layout += 1
         put["schedulable"][row] = True
         put["mode"][row] = node.mode
         put["zone"][row] = self.places.code(node.zone) if node.zone else -1

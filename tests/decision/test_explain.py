@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from policies.columns import empty_mix
 from scheduler.decision import reasons
-from scheduler.decision.catalog import DEFAULT_MASKS, FILTER_MASKS, REASONS, SCORES, read_policies
+from scheduler.decision.board import Board
+from scheduler.decision.catalog import DEFAULT_MASKS, FILTER_MASKS, REASONS, SCORES, TURN_MASKS, read_policies
 from scheduler.decision.explain import NAME_BYTES_MAX, RECORD_BYTES_MAX, record, why, why_refused
 from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.model.pod import Refusal
@@ -26,8 +27,13 @@ def verdict(*nodes: str, count: int = 1, models: tuple[str, ...] = (), policies:
     return judge(cluster(*nodes), wanted, MIX, policies or Policies())
 
 
+def board(*nodes: str, policies: Policies | None = None) -> Board:
+    every = policies or Policies()
+    return Board(every, TURN_MASKS).turn(cluster(*nodes), ask(1, nodes=len(nodes)), MIX, 1)
+
+
 def test_a_record_names_the_chosen_node_and_the_runner_up() -> None:
-    decided = verdict("....", "xx..", "xxx.", "xxxx", "T4 ....")
+    decided = board("....", "xx..", "xxx.", "xxxx", "T4 ....")
     written = json.loads(record(decided, 2, ["a", "b", "c", "d", "e"], 17))
     assert written["v"] == 1
     assert written["generation"] == 17
@@ -43,7 +49,7 @@ def test_a_record_names_the_chosen_node_and_the_runner_up() -> None:
             {"fill-gpus": 1000000},
             {"one-group": 0},
             {"least-fragment": 500000},
-            {"fill-host": 10000},
+            {"fill-host": 999227},
         ],
     }
     assert written["runner_up"]["node"] == "b"
@@ -51,14 +57,15 @@ def test_a_record_names_the_chosen_node_and_the_runner_up() -> None:
 
 
 def test_the_runner_up_is_one_of_those_that_were_offered() -> None:
-    decided = verdict("....", "xx..", "xxx.")
+    decided = board("....", "xx..", "xxx.")
     rows = decided.best(count=3)
     assert json.loads(record(decided, 2, ["a", "b", "c"], 1, rows=rows[[0, 2]]))["runner_up"]["node"] == "a"
+    assert json.loads(record(decided, 2, ["a", "b", "c"], 1, rows=rows[[0, 2]]))["funnel"][-1] == ["cpu-memory", 2]
     assert json.loads(record(decided, 2, ["a", "b", "c"], 1, rows=rows[:1]))["runner_up"] is None
 
 
 def test_a_record_is_the_same_text_for_the_same_decision() -> None:
-    texts = {record(verdict("....", "xx.."), 1, ["a", "b"], 3) for _ in range(2)}
+    texts = {record(board("....", "xx.."), 1, ["a", "b"], 3) for _ in range(2)}
     assert len(texts) == 1
 
 
@@ -77,7 +84,7 @@ def test_a_record_is_the_same_text_for_the_same_decision() -> None:
     generation=st.integers(0, 2**63 - 1),
 )
 def test_a_record_is_bounded_whatever_nodes_are_called(names: list[str], generation: int) -> None:
-    text = record(verdict("....", "xx..", policies=ALL_SCORES), 1, names, generation)
+    text = record(board("....", "xx..", policies=ALL_SCORES), 1, names, generation)
     assert len(text.encode()) <= RECORD_BYTES_MAX
     written = json.loads(text)
     shown = written["chosen"]["node"]

@@ -42,20 +42,20 @@ def test_a_verdict_says_what_a_loop_says(
         next((i for i, name in enumerate(masks) if not oracle.MASKS[name](snapshot, wanted, row)), -1)
         for row in range(snapshot.nodes)
     ]
-    assert verdict.masks == masks
-    assert verdict.failed.dtype == np.int8
-    assert verdict.failed.tolist() == failing
+    assert verdict.failed.masks == masks
+    assert verdict.failed.first.dtype == np.int8
+    assert verdict.failed.first.tolist() == failing
     assert verdict.passes.tolist() == [index < 0 for index in failing]
     left = [sum(index < 0 or index > place for index in failing) for place in range(len(masks))]
-    assert funnel(verdict) == list(zip(masks, left, strict=True))
+    assert funnel(verdict.failed) == list(zip(masks, left, strict=True))
     rows = np.asarray(data.draw(st.permutations(range(snapshot.nodes))), np.intp)[: data.draw(st.integers(0, 12))]
-    assert verdict.reasons(rows) == [REASONS[masks[failing[row]]] if failing[row] >= 0 else "" for row in rows]
+    assert verdict.failed.reasons(rows) == [REASONS[masks[failing[row]]] if failing[row] >= 0 else "" for row in rows]
     passing = [row for row in rows.tolist() if failing[row] < 0]
     assert sorted(verdict.best(rows, 99).tolist()) == sorted(passing)
     assert verdict.best(rows).tolist() == verdict.best(rows, 99).tolist()[:1]
     for row in rows.tolist():
         word = judge_row(snapshot, row, wanted, mix, policies, masks=masks)
-        assert [word] == verdict.reasons(np.asarray([row], np.intp))
+        assert [word] == verdict.failed.reasons(np.asarray([row], np.intp))
 
 
 @settings(max_examples=100, deadline=None)
@@ -87,14 +87,14 @@ def test_the_chosen_node_does_not_depend_on_the_order_of_rows(
 )
 def test_headline(nodes: list[str], count: int, models: tuple[str, ...], word: str) -> None:
     wanted = ask(count, nodes=len(nodes), models=models)
-    assert judge(cluster(*nodes), wanted, MIX, Policies(), FILTER_MASKS).headline() == word
+    assert judge(cluster(*nodes), wanted, MIX, Policies(), FILTER_MASKS).failed.headline() == word
 
 
 def test_headline_of_some_rows() -> None:
     verdict = judge(cluster("xx", "T4 xx", "-", ".."), ask(1, nodes=4, models=("H100",)), MIX, Policies(), FILTER_MASKS)
-    assert verdict.headline(np.asarray([1, 2], np.intp)) == "GpuModelMismatch"
-    assert verdict.headline(np.asarray([1, 2, 0], np.intp)) == "GpusBusy"
-    assert verdict.headline(np.asarray([], np.intp)) == "InventoryStale"
+    assert verdict.failed.headline(np.asarray([1, 2], np.intp)) == "GpuModelMismatch"
+    assert verdict.failed.headline(np.asarray([1, 2, 0], np.intp)) == "GpusBusy"
+    assert verdict.failed.headline(np.asarray([], np.intp)) == "InventoryStale"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_headline_of_some_rows() -> None:
 def test_reasons_of_mig_and_shares(nodes: list[str], more: dict[str, Any], words: str) -> None:
     wanted = ask(**({"count": 1, "nodes": len(nodes)} | more))
     verdict = judge(cluster(*nodes), wanted, MIX, Policies(), FILTER_MASKS)
-    assert verdict.reasons(np.arange(len(nodes))) == words.split(",")
+    assert verdict.failed.reasons(np.arange(len(nodes))) == words.split(",")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_filter_leaves_cpu_memory_and_place_to_kube_scheduler() -> None:
     snapshot = cluster("cpu=-5 pods=0 .")
     wanted = ask(1, nodes=1, cpu_milli=7, allowed=np.zeros(1, np.bool_))
     assert judge(snapshot, wanted, MIX, Policies(), FILTER_MASKS).passes.tolist() == [True]
-    assert judge(snapshot, wanted, MIX, Policies()).headline() == "NoMatchingNode"
+    assert judge(snapshot, wanted, MIX, Policies()).failed.headline() == "NoMatchingNode"
 
 
 @pytest.mark.parametrize(

@@ -219,11 +219,9 @@ def _fill_gpus(s: Snapshot, a: Ask, n: int) -> float:
 
 
 def _fill_host(s: Snapshot, a: Ask, n: int) -> float:
-    cpu_max = max([1, *s.cpu_milli_total.tolist()])
-    memory_max = max([1, *s.memory_bytes_total.tolist()])
-    cpu = (int(s.cpu_milli_free[n]) - a.cpu_milli) / cpu_max
-    memory = (int(s.memory_bytes_free[n]) - a.memory_bytes) / memory_max
-    return _clip(1 - (cpu + memory) / 2)
+    cpu = (int(s.cpu_milli_free[n]) - a.cpu_milli) / 128_000
+    memory = (int(s.memory_bytes_free[n]) - a.memory_bytes) / 2**40
+    return 1 / (1 + max(cpu + memory, 0))
 
 
 def _keep_scarce(s: Snapshot, a: Ask, n: int) -> float:

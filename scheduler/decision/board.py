@@ -1,0 +1,178 @@
+"""One class of asks on every node, kept from call to call: only nodes that changed are judged anew.
+
+A board keeps per node the first mask that fails and one key: its tier sums, first tier first, then its rank, as bytes
+that compare as the order of preference does. The best of any named nodes is then one look at their keys. A node whose
+generation has moved is *stale*; what Node objects say of it still holds, and bounds what it may be worth: its
+*ceiling*. Stale nodes are judged when their ceiling could make a difference, all together and without the others.
+
+Invariant: a board names the same nodes in the same order as `judge` does on the whole cluster.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.columns import Ask, BoolArray, FloatArray, Mix, Snapshot, empty_mix
+
+from . import combine
+from .catalog import SCORES, STATIC_MASKS, STATIC_SCORES, Policies
+from .combine import Rows
+from .near import Near
+from .pipeline import Failed, judge
+
+BOARDS_MAX = 64
+ROWS_MAX = 1_000_000  # of all boards together, about 80 MB
+
+Keys = npt.NDArray[np.bytes_]
+_LAST = 0xFFFFFFFF
+_NEVER = -1
+
+
+class Board:
+    """What one class of asks makes of every node. Call `turn` first, and use it up before the columns change."""
+
+    def __init__(self, policies: Policies, masks: Collection[str]) -> None:
+        """Know nothing of any node yet."""
+        self.masks = tuple(name for name in policies.masks if name in masks)
+        leading = next((at for at, name in enumerate(self.masks) if name not in STATIC_MASKS), len(self.masks))
+        self._static, self._live = self.masks[:leading], self.masks[leading:]
+        self.policies = policies
+        self._bytes = 4 * (len(policies.tiers) + 1)
+        self._layout = _NEVER
+        self._mix = empty_mix(0)
+        self._known: dict[str, FloatArray] = {}
+        self._seen = np.zeros(0, np.int64)  # generation at which each node was judged
+
+    def turn(self, snapshot: Snapshot, ask: Ask, mix: Mix, layout: int) -> Board:
+        """Turn to these live columns.
+
+        Args:
+            snapshot: the columns.
+            ask: of this board's class.
+            mix: what scores may read; another object = other contents.
+            layout: grows whenever a Node object came, changed or went.
+        """
+        self._snapshot, self._ask = snapshot, ask
+        if layout != self._layout:
+            self._lay_out(snapshot, ask, mix)
+            self._layout, self._mix = layout, mix
+        elif mix is not self._mix:
+            self._mix = mix
+            self._seen.fill(_NEVER)
+        return self
+
+    @property
+    def rows(self) -> int:
+        """How many nodes it has room for."""
+        return len(self._seen)
+
+    def best(self, rows: Rows | None = None, count: int = 1) -> Rows:
+        """Return up to `count` of these nodes that pass, best first; None = of all nodes; one named twice is one."""
+        if rows is None:
+            rows = np.arange(self._snapshot.nodes)
+        if not len(rows):
+            return rows
+        keys = self._keys.take(rows)
+        stale = self._snapshot.generation.take(rows) != self._seen.take(rows)
+        if stale.any():
+            self._mend(keys, np.flatnonzero(stale), rows, count)
+        if count == 1:
+            top = keys.argmax()
+            return rows[top : top + 1] if keys[top] else rows[:0]
+        order = keys.argsort()[::-1][:count]
+        found = keys[order]
+        order = order[: np.count_nonzero(found != b"")]
+        if (found[1:] == found[:-1])[: len(order)].any():
+            return self.best(np.unique(rows), count)
+        return rows.take(order)
+
+    def settle(self, rows: Rows | None = None) -> Failed:
+        """Judge these nodes where that is due; None = all. What is returned holds for them."""
+        where = np.arange(self._snapshot.nodes) if rows is None else rows
+        stale = where[self._snapshot.generation.take(where) != self._seen.take(where)]
+        due = stale[self._ceilings.take(stale) != b""]
+        if len(due):
+            self._judge(due)
+        return Failed(self.masks, self._first)
+
+    def sums(self, row: int) -> list[float]:
+        """Return the tier sums of a node that passes and is settled."""
+        raw = np.frombuffer(self._keys[row].ljust(self._bytes, b"\0"), ">f4")
+        sums: list[float] = raw[:-1].tolist()
+        return sums
+
+    def _lay_out(self, snapshot: Snapshot, ask: Ask, mix: Mix) -> None:
+        """Start anew with what Node objects say."""
+        names = [name for tier in self.policies.tiers for name, _ in tier]
+        self._known = {name: SCORES[name](snapshot, ask, mix) for name in names if name in STATIC_SCORES}
+        verdict = judge(snapshot, ask, mix, self.policies, self._static)
+        bounds: list[FloatArray] = []
+        for tier in self.policies.tiers:
+            if not all(name in self._known for name, _ in tier):
+                break
+            bounds.append(combine.tier_sum([(weight, self._known[name]) for name, weight in tier]))
+        self._first = verdict.failed.first.copy()
+        self._ceilings = self._written(bounds, np.full(snapshot.nodes, _LAST, np.uint32), verdict.passes)
+        self._keys = np.zeros(snapshot.nodes, self._ceilings.dtype)
+        self._seen = np.full(snapshot.nodes, _NEVER, np.int64)
+
+    def _mend(self, keys: Keys, stale: Rows, rows: Rows, count: int) -> None:
+        """Judge the stale ones among `rows` that may be among the best, and write all their keys into `keys`."""
+        ceilings = self._ceilings.take(rows[stale])
+        keys[stale] = b""
+        floor = keys[keys.argmax()] if count == 1 else np.sort(keys)[-count] if count <= len(keys) else b""
+        due = ceilings > floor
+        if due.any():
+            places = stale[due]
+            self._judge(rows[places])
+            keys[places] = self._keys.take(rows[places])
+
+    def _judge(self, rows: Rows) -> None:
+        """Judge these nodes anew; all of them pass what Node objects say."""
+        ask = self._ask
+        if "allowed" in self._live:
+            ask = replace(ask, allowed=ask.allowed[rows])
+        verdict = judge(Near(self._snapshot, rows), ask, self._mix, self.policies, self._live)
+        verdict.known.update({name: score.take(rows) for name, score in self._known.items()})
+        first, passes = verdict.failed.first, verdict.passes
+        self._keys[rows] = self._written(
+            list(verdict.tiers()), _LAST - self._snapshot.rank.take(rows).astype(np.int64), passes
+        )
+        self._first[rows] = np.where(passes, first, first + len(self._static))
+        self._seen[rows] = self._snapshot.generation.take(rows)
+
+    def _written(self, sums: list[FloatArray], last: npt.NDArray[np.integer], passes: BoolArray) -> Keys:
+        """Write keys: non-negative float32 compare as their big-endian bytes do; a sum that is missing is the most."""
+        raw = np.empty((len(last), self._bytes // 4), ">u4")
+        raw[:, len(sums) : -1] = _LAST
+        floats = raw.view(">f4")
+        for at, one in enumerate(sums):
+            floats[:, at] = one
+        raw[:, -1] = last
+        keys = raw.view(f"S{self._bytes}")[:, 0]
+        keys[~passes] = b""
+        return keys
+
+
+@dataclass(slots=True)
+class Boards:
+    """The boards of the classes asked of late, bounded in number and in memory."""
+
+    policies: Policies
+    _boards: OrderedDict[Hashable, Board] = field(default_factory=OrderedDict)
+
+    def of(self, kind: Hashable, masks: tuple[str, ...]) -> Board:
+        """Return the board of a class of asks under these masks; a new one when it was not asked of late."""
+        key = kind, masks
+        board = self._boards.get(key)
+        if board is None:
+            board = self._boards[key] = Board(self.policies, masks)
+            while len(self._boards) > BOARDS_MAX or sum(one.rows for one in self._boards.values()) > ROWS_MAX:
+                self._boards.popitem(last=False)
+        self._boards.move_to_end(key)
+        return board

@@ -1,0 +1,25 @@
+"""Some nodes of a snapshot, for those who have no need of the others."""
+
+from __future__ import annotations
+
+from policies.columns import COLUMN_DTYPES, Snapshot
+
+from .combine import Rows
+
+
+class Near(Snapshot):
+    """Some rows of a snapshot; a column is gathered when it is first read, so use it up before the columns change."""
+
+    __slots__ = ("_rows", "_whole")
+
+    def __init__(self, whole: Snapshot, rows: Rows | slice) -> None:
+        """Note which rows; nothing is gathered."""
+        object.__setattr__(self, "_whole", whole)
+        object.__setattr__(self, "_rows", rows)
+
+    def __getattr__(self, name: str) -> object:
+        if name not in COLUMN_DTYPES:
+            raise AttributeError(name)
+        column = getattr(self._whole, name)[..., self._rows]
+        object.__setattr__(self, name, column)
+        return column

@@ -1,0 +1,175 @@
+"""A board, turned to columns that change under it, says at every step what a judgement of the whole cluster says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.columns import COLUMN_DTYPES, Ask, Mix, Snapshot, empty_mix
+from scheduler.decision import board as boards
+from scheduler.decision.board import Board, Boards
+from scheduler.decision.catalog import (
+    FILTER_MASKS,
+    MASKS,
+    SCORES,
+    STATIC_MASKS,
+    STATIC_SCORES,
+    TURN_MASKS,
+    asks_of,
+    read_policies,
+)
+from scheduler.decision.near import Near
+from scheduler.decision.pipeline import Policies, judge
+from tests.drawing import ask, cluster
+from tests.policies.strategies import columns, mixes, worlds
+
+EVERY = read_policies(tiers=[list(SCORES)])
+SPREAD = read_policies(tiers=[["spread", "keep-scarce"], {"fill-host": 2.0}])
+BACKWARDS = read_policies(masks=list(reversed(MASKS)), tiers=[["fill-host"], ["keep-scarce"]])
+CHOICES = [Policies(), SPREAD, EVERY, BACKWARDS]
+BOOKED = (
+    *("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "shares_free", "foreign"),
+    *("slices_free", "extended_free", "memory_mib_free", "milli_free", "use", "mig_row", "health"),
+)
+
+
+def check(board: Board, snapshot: Snapshot, wanted: Ask, mix: Mix, data: st.DataObject) -> None:
+    """Compare everything a board can be asked with a fresh verdict."""
+    verdict = judge(snapshot, wanted, mix, board.policies, board.masks)
+    rows = np.asarray(data.draw(st.permutations(range(snapshot.nodes))), np.intp)[: data.draw(st.integers(0, 12))]
+    for count in data.draw(st.permutations([1, 2, 3, 99])):
+        assert board.best(rows, count).tolist() == verdict.best(rows, count).tolist()
+    if data.draw(st.booleans()):
+        assert board.best().tolist() == verdict.best().tolist()
+    failed = board.settle(rows)
+    assert failed.first[rows].tolist() == verdict.failed.first[rows].tolist()
+    sums = [tier.tolist() for tier in verdict.tiers()]
+    for row in rows[verdict.passes[rows]].tolist():
+        assert board.sums(row) == [tier[row] for tier in sums]
+    if data.draw(st.booleans()):
+        assert board.settle().first.tolist() == verdict.failed.first.tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(world=worlds(), masks=st.sampled_from([FILTER_MASKS, TURN_MASKS]), data=st.data())
+def test_it_says_what_a_verdict_says_whatever_changes(
+    world: tuple[Snapshot, Ask, Mix], masks: tuple[str, ...], data: st.DataObject
+) -> None:
+    snapshot, wanted, mix = world
+    live: dict[str, Any] = {name: getattr(snapshot, name).copy() for name in COLUMN_DTYPES}
+    snapshot = Snapshot(**live)
+    board, layout = Board(data.draw(st.sampled_from(CHOICES)), masks), 1
+    for generation in range(1, data.draw(st.integers(2, 6))):
+        check(board.turn(snapshot, wanted, mix, layout), snapshot, wanted, mix, data)
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+        fresh = columns(rng, snapshot.nodes, snapshot.slots)
+        match data.draw(st.sampled_from(["booked", "booked", "booked", "node", "mix"])):
+            case "booked":
+                names, some = BOOKED, np.flatnonzero(rng.random(snapshot.nodes) < 0.4)
+            case "node":
+                names, some = tuple(fresh), np.arange(snapshot.nodes)
+                layout += 1
+            case _:
+                names, some, mix = (), np.arange(0), mixes(rng)
+        for name in names:
+            live[name][..., some] = fresh[name][..., some]
+        live["generation"][some] = generation
+
+
+def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+
+    def near(snapshot: Snapshot, rows: np.ndarray) -> Near:
+        judged.extend(rows.tolist())
+        return Near(snapshot, rows)
+
+    monkeypatch.setattr(boards, "Near", near)
+    snapshot = cluster("T4 ..", "H100 x.", "H100 ..", "H100 ..", "A100 x.", "observed replicas ..")
+    board = Board(Policies(), FILTER_MASKS).turn(snapshot, ask(1, nodes=6), empty_mix(4), 1)
+    assert board.best(np.arange(6), 1).tolist() == [1]
+    assert judged == [0, 1, 2, 3, 4]
+    snapshot.generation.base[:] = 7
+    board._judge(np.asarray([1, 2, 3]))
+    judged.clear()
+    assert board.turn(snapshot, ask(1, nodes=6), empty_mix(4), 1).best(np.arange(6), 1).tolist() == [1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(world=worlds(), data=st.data())
+def test_masks_and_scores_that_are_not_static_look_at_one_node_alone(
+    world: tuple[Snapshot, Ask, Mix], data: st.DataObject
+) -> None:
+    snapshot, wanted, mix = world
+    rows = np.asarray(data.draw(st.permutations(range(snapshot.nodes))), np.intp)[: data.draw(st.integers(0, 12))]
+    for name in SCORES.keys() - STATIC_SCORES:
+        alone = SCORES[name](Near(snapshot, rows), wanted, mix)
+        assert alone.tolist() == SCORES[name](snapshot, wanted, mix)[rows].tolist(), name
+
+
+@settings(max_examples=100, deadline=None)
+@given(world=worlds(), seed=st.integers(0, 2**32 - 1))
+def test_static_masks_and_scores_read_nothing_that_bookings_change(world: tuple[Snapshot, Ask, Mix], seed: int) -> None:
+    snapshot, wanted, mix = world
+    fresh = columns(np.random.default_rng(seed), snapshot.nodes, snapshot.slots)
+    booked = {name: getattr(snapshot, name) for name in COLUMN_DTYPES} | {name: fresh[name] for name in BOOKED}
+    for name in STATIC_MASKS | STATIC_SCORES:
+        policy = MASKS[name] if name in MASKS else SCORES[name]
+        assert policy(snapshot, wanted, mix).tolist() == policy(Snapshot(**booked), wanted, mix).tolist(), name
+
+
+@settings(max_examples=200, deadline=None)
+@given(world=worlds())
+def test_masks_pass_every_node_for_asks_they_are_not_for(world: tuple[Snapshot, Ask, Mix]) -> None:
+    snapshot, wanted, mix = world
+    for name, mask in MASKS.items():
+        assert wanted.kind in asks_of(name) or mask(snapshot, wanted, mix).all(), name
+
+
+def test_a_node_named_twice_is_one_node() -> None:
+    board = Board(Policies(), FILTER_MASKS).turn(cluster("....", "xx..", "xxx."), ask(1, nodes=3), empty_mix(4), 1)
+    rows = np.asarray([1, 1, 0, 1], np.intp)
+    for count, expected in ((1, [1]), (2, [1, 0]), (3, [1, 0])):
+        assert board.best(rows, count).tolist() == expected
+
+
+def test_boards_are_kept_for_the_classes_asked_of_late() -> None:
+    kept = Boards(Policies())
+    first = kept.of("first", FILTER_MASKS)
+    assert kept.of("first", FILTER_MASKS) is first
+    assert kept.of("first", TURN_MASKS) is not first
+    for number in range(boards.BOARDS_MAX - 2):
+        kept.of(number, FILTER_MASKS)
+        kept.of("first", FILTER_MASKS)
+    kept.of("one more", FILTER_MASKS)
+    kept.of("and one", FILTER_MASKS)
+    assert kept.of("first", FILTER_MASKS) is first
+
+
+def test_boards_are_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards, "ROWS_MAX", 5)
+    kept, snapshot = Boards(Policies()), cluster("..", "..", "..")
+    first = kept.of("first", FILTER_MASKS).turn(snapshot, ask(1, nodes=3), empty_mix(4), 1)
+    kept.of("second", FILTER_MASKS).turn(snapshot, ask(1, nodes=3), empty_mix(4), 1)
+    kept.of("third", FILTER_MASKS)
+    assert kept.of("first", FILTER_MASKS) is not first
+
+
+def test_only_columns_that_are_read_are_gathered() -> None:
+    near = Near(cluster("....", "xx..", "xxx."), np.asarray([2, 0], np.intp))
+    assert near.gpus_free.tolist() == [1, 4]
+    assert (near.nodes, near.slots) == (2, 4)
+    assert [name for name in COLUMN_DTYPES if _gathered(near, name)] == ["schedulable", "gpus_free", "exists"]
+    with pytest.raises(AttributeError):
+        near.colour  # noqa: B018
+
+
+def _gathered(near: Near, name: str) -> bool:
+    try:
+        object.__getattribute__(near, name)
+    except AttributeError:
+        return False
+    return True
