@@ -63,7 +63,7 @@ def test_the_chosen_devices_say_which_models_are_charged() -> None:
 
 def test_a_node_that_tells_only_its_product_is_charged_by_that() -> None:
     bare = Node("u", "n", "1", Mode.OBSERVED, Amounts(), 110, gpus=4, product="NVIDIA-A100-SXM4-80GB")
-    assert charge_of(request(DeviceAsk(Kind.WHOLE, 1)), MODELS, bare) == {"gpu": 1, "A100": 1}
+    assert charge_of(request(DeviceAsk(Kind.WHOLE, 4)), MODELS, bare) == {"gpu": 4, "A100": 4}
 
 
 def test_an_allocation_alone_tells_what_is_held() -> None:

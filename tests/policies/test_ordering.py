@@ -47,7 +47,7 @@ def test_half_is_left_after_a_half_life() -> None:
     assert decayed(8 * MICRO, 0, DAY, DAY) == 4 * MICRO
     assert decayed(0, 8, 2 * DAY, DAY) == 6 * MICRO
     assert decayed(8 * MICRO, 0, 100 * DAY, DAY) == 0
-    assert decayed(8 * MICRO, 3, -5, DAY) == 8 * MICRO, "a clock that went back"
+    assert decayed(8 * MICRO, 3, -DAY, DAY) == 8 * MICRO, "a clock that went back"
 
 
 def test_a_number_that_every_machine_must_find() -> None:
