@@ -82,7 +82,7 @@ class Snapshot:
     model: I32  # code; 0 = unknown model
     memory_mib_free: I32
     memory_mib_total: I32
-    milli_free: I32  # 0..1000
+    milli_free: I32  # 0..1000; 0 on a device that is taken whole or cut into MIG instances
     mig_mode: BoolArray  # a fact: MIG mode is on
     use: U8  # Use
     occupancy: BitsArray  # taken memory slices; missing slices and padding set

@@ -7,16 +7,31 @@ fit at all, else the devices with less free than it needs. Devices in MIG mode a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
 from . import sharing
-from .columns import I32, Ask, BoolArray, FloatArray, Health, Kind, Mix, Snapshot, Use
+from .columns import I32, I64, Ask, BoolArray, FloatArray, Kind, Mix, Snapshot
 from .fit import free_devices
 
 WHOLE_MILLI = 1000
 CLASSES_MAX = 16
-NODES_AT_ONCE = 256  # [C, D, n] of so many stays in the processor's cache
+NODES_AT_ONCE = 256  # [C, 2, D, n] of so many stays in the processor's cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classes:
+    """The heaviest classes of a mix that take whole GPUs or shares; C of them, ready to be compared with devices."""
+
+    count: I32  # [C, 1, 1]
+    cpu_milli: I64  # [C, 1, 1]
+    milli: I32  # [C, 1, 1]; 0 = what mib is of the device
+    mib: I64  # [C, 1, 1]
+    models: BoolArray  # [C, M]
+    weight: npt.NDArray[np.float64]  # [C, 1, 1], sums to 1
 
 
 def least_fragment(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
@@ -26,69 +41,75 @@ def least_fragment(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
         ``[N]`` 0..1; 0.5 = the fragment stays as it is, above = it shrinks; measured against all GPU of the largest
         node. Meaningful where the ask fits; 0.5 everywhere while nothing was seen or for MIG asks.
     """
-    heavy = np.argsort(-mix.weight, kind="stable")[:CLASSES_MAX]
-    heavy = heavy[(mix.kind[heavy] == Kind.WHOLE) | (mix.kind[heavy] == Kind.SHARE)]
-    if not heavy.size or ask.kind == Kind.MIG:
+    classes = heaviest(mix)
+    if not len(classes.weight) or ask.kind == Kind.MIG or not snapshot.slots:
         return np.full(snapshot.nodes, 0.5, np.float32)
-    shared = (snapshot.use == Use.FREE) | (snapshot.use == Use.SHARED)
-    open_to_all = snapshot.exists & ~snapshot.mig_mode & (snapshot.health == Health.HEALTHY) & shared
-    before = np.where(open_to_all, np.maximum(snapshot.milli_free, 0), 0).astype(np.int32)
-    after = before - _taken(snapshot, ask, before)
-    grown = np.zeros(snapshot.nodes, np.float64)
+    blocked = snapshot.health | snapshot.mig_mode.view(np.uint8)
+    before = np.maximum(snapshot.milli_free, 0) * (snapshot.exists.view(np.uint8) > blocked)
+    free = np.stack((before, before - _taken(snapshot, ask, before)))
+    cpu = np.stack((snapshot.cpu_milli_free, snapshot.cpu_milli_free - ask.cpu_milli))
+    grown = np.empty(snapshot.nodes, np.float64)
     for start in range(0, snapshot.nodes, NODES_AT_ONCE):
         some = slice(start, start + NODES_AT_ONCE)
-        free = before[:, some], after[:, some]
-        grown[some] = _grown(snapshot, mix, heavy, free, cpu_milli=ask.cpu_milli, some=some)
-    return np.asarray(np.clip(0.5 - grown / (2 * WHOLE_MILLI * max(snapshot.slots, 1)), 0.0, 1.0), np.float32)
+        lost = useless(
+            snapshot.model[:, some], snapshot.memory_mib_total[:, some], free[..., some], cpu[:, some], classes
+        )
+        np.subtract(lost[1], lost[0], out=grown[some])
+    return np.asarray(np.clip(0.5 - grown / (2 * WHOLE_MILLI * snapshot.slots), 0.0, 1.0), np.float32)
 
 
-def _taken(snapshot: Snapshot, ask: Ask, free: I32) -> I32:
+@lru_cache(maxsize=4)
+def heaviest(mix: Mix) -> Classes:
+    """Return the classes of a mix that weigh most, MIG and CPU-only ones left out."""
+    heavy = np.argsort(-mix.weight, kind="stable")[:CLASSES_MAX]
+    heavy = heavy[(mix.kind[heavy] == Kind.WHOLE) | (mix.kind[heavy] == Kind.SHARE)]
+    weight = mix.weight[heavy, None, None].astype(np.float64)
+    return Classes(
+        count=mix.count[heavy, None, None],
+        cpu_milli=mix.cpu_milli[heavy, None, None],
+        milli=mix.device_milli[heavy, None, None],
+        mib=mix.device_mib[heavy, None, None].astype(np.int64),
+        models=mix.models[heavy],
+        weight=weight / max(weight.sum(), 1e-9),
+    )
+
+
+def useless(model: I32, memory_mib: I32, free: I32, cpu_free: I64, classes: Classes) -> npt.NDArray[np.float64]:
+    """Return the expected free milli of no use, of several states of the same nodes at once.
+
+    Args:
+        model: ``[D, n]``.
+        memory_mib: ``[D, n]`` of the devices, free or not.
+        free: ``[S, D, n]`` milli that are free in each state; 0 where a device is not open to whole or shared use.
+        cpu_free: ``[S, n]``.
+        classes: what is asked lately.
+
+    Returns:
+        ``[S, n]``.
+    """
+    need: npt.NDArray[np.integer] = classes.milli
+    takes = classes.models.take(model, axis=1)
+    if classes.mib.any():
+        need = np.maximum(np.where(need > 0, need, WHOLE_MILLI * classes.mib // np.maximum(memory_mib, 1)), 1)
+        takes &= memory_mib >= classes.mib
+    enough = free >= need[:, None]  # [C, S, D, n]
+    enough &= takes[:, None]
+    fits = np.add.reduce(enough, axis=2, dtype=np.uint8) >= classes.count
+    fits &= cpu_free >= classes.cpu_milli
+    useful = np.add.reduce(enough * free, axis=2, dtype=np.int64) * fits
+    return np.asarray(np.add.reduce(free, axis=1) - np.add.reduce(classes.weight * useful, axis=0), np.float64)
+
+
+def _taken(snapshot: Snapshot, ask: Ask, free: I32) -> I32 | int:
     """Return `[D, N]` milli the ask would take: its first free devices, or shares of the fullest ones."""
     if ask.kind == Kind.NONE:
-        return np.zeros_like(free)
+        return 0
     if ask.kind == Kind.WHOLE:
         whole = free_devices(snapshot, ask)
-        return np.where(whole & (whole.cumsum(axis=0) <= ask.count), free, 0).astype(np.int32)
+        whole &= whole.cumsum(axis=0) <= ask.count
+        return free * whole
     fits = sharing.rooms(snapshot, ask) > 0
     order = np.argsort(np.where(fits, free, np.iinfo(np.int32).max), axis=0, kind="stable")
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(free.shape[0])[:, None], axis=0)
     return np.where(fits & (place < ask.count), np.minimum(sharing.sizes(snapshot, ask)[1], free), 0).astype(np.int32)
-
-
-def _grown(
-    snapshot: Snapshot, mix: Mix, heavy: npt.NDArray[np.intp], free: tuple[I32, I32], *, cpu_milli: int, some: slice
-) -> npt.NDArray[np.float64]:
-    """Return by how much the expected milli of no use grow on some nodes, all classes at once.
-
-    Args:
-        snapshot: the cluster.
-        mix: what is asked lately.
-        heavy: rows of the classes that count.
-        free: ``[D, n]`` free milli per device, before and after.
-        cpu_milli: what the ask takes of every node.
-        some: which nodes.
-    """
-    memory = snapshot.memory_mib_total[:, some].astype(np.int64)
-    mib, milli = mix.device_mib[heavy, None, None], mix.device_milli[heavy, None, None]  # [C, 1, 1]
-    need = np.maximum(np.where(milli > 0, milli, WHOLE_MILLI * mib // np.maximum(memory, 1)), 1)
-    takes = memory >= mib
-    takes &= mix.models[heavy].take(snapshot.model[:, some], axis=1)
-    weights = (mix.weight[heavy] / mix.weight[heavy].sum()).astype(np.float64)[:, None]
-    cpu = snapshot.cpu_milli_free[some]
-    fragments = [
-        np.add.reduce(weights * _useless(milli_free, takes & (milli_free >= need), cpu_free, mix, heavy), axis=0)
-        for milli_free, cpu_free in zip(free, (cpu, cpu - cpu_milli), strict=True)
-    ]
-    return np.asarray(fragments[1] - fragments[0], np.float64)
-
-
-def _useless(
-    free: I32, enough: BoolArray, cpu_free: npt.NDArray[np.int64], mix: Mix, heavy: npt.NDArray[np.intp]
-) -> npt.NDArray[np.int64]:
-    """Return `[C, n]` the free milli that each class cannot use; `enough` `[C, D, n]`: devices with enough for it."""
-    fits = np.add.reduce(enough, axis=1, dtype=np.uint8) >= mix.count[heavy, None]
-    fits &= cpu_free >= mix.cpu_milli[heavy, None]
-    useful = np.add.reduce(enough * free, axis=1, dtype=np.int64)
-    useful *= fits
-    return np.asarray(np.add.reduce(free, axis=0, dtype=np.int64) - useful, np.int64)

@@ -1,7 +1,6 @@
 """One decision: an ask meets a snapshot; masks say where it fits, scores where it fits best.
 
-Invariant: a Verdict computes its scores when they are first asked for, so it speaks for its snapshot only until the
-columns change; whoever works on live columns uses it up before changing them.
+Invariant: a Verdict computes scores when first asked for, so on live columns it is used up before they change.
 """
 
 from __future__ import annotations

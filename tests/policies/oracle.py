@@ -280,8 +280,7 @@ def _least_fragment(s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
         return 0.5
     before = [0] * s.slots
     for d in range(s.slots):
-        shareable = s.use[d, n] in {Use.FREE, Use.SHARED} and not s.mig_mode[d, n]
-        if s.exists[d, n] and shareable and s.health[d, n] == Health.HEALTHY:
+        if s.exists[d, n] and not s.mig_mode[d, n] and s.health[d, n] == Health.HEALTHY:
             before[d] = max(int(s.milli_free[d, n]), 0)
     after = list(before)
     if a.kind == Kind.WHOLE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,13 +39,20 @@ def test_fill_gpus_gives_nothing_to_a_node_with_too_few() -> None:
     ("nodes", "best_first"),
     [
         pytest.param(["cpu=90 -", "cpu=20 -", "-"], [[1], [0], [2]], id="least cpu left"),
-        pytest.param(["memory=90 -", "cpu=40 memory=40 -", "cpu=20 memory=80 -"], [[1], [2], [0]], id="both together"),
     ],
 )
 def test_fill_host_and_its_opposite(nodes: list[str], best_first: list[list[int]]) -> None:
     snapshot, wanted = cluster(*nodes), ask(nodes=len(nodes))
     assert order(packing.fill_host(snapshot, wanted, MIX)) == best_first
     assert order(packing.spread(snapshot, wanted, MIX)) == best_first[::-1]
+
+
+def test_fill_host_weighs_128_cores_like_a_tebibyte() -> None:
+    cores, gibibytes = np.asarray([128_000, 0, 64_000, 63_000]), np.asarray([0, 1024, 512, 512])
+    snapshot = replace(cluster("-", "-", "-", "-"), cpu_milli_free=cores, memory_bytes_free=gibibytes << 30)
+    found = packing.fill_host(snapshot, replace(ask(nodes=4), cpu_milli=0, memory_bytes=0), MIX)
+    assert order(found) == [[3], [0, 1, 2]]
+    assert found[0] == 0.5
 
 
 def test_spread_goes_by_gpus_for_a_device_ask() -> None:
