@@ -149,7 +149,7 @@ async def patience(request: web.Request, handler: Handler) -> web.StreamResponse
         connection.ended()
 
 
-async def body_of(request: web.Request) -> bytes:
+async def body_of(request: web.Request, *, within_s: float = BODY_S) -> bytes:
     """Return the whole body.
 
     Raises:
@@ -159,7 +159,7 @@ async def body_of(request: web.Request) -> bytes:
     if request.content.is_eof():
         return await request.read()
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(within_s):
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason="the body did not come in time") from None
