@@ -149,8 +149,8 @@ async def patience(request: web.Request, handler: Handler) -> web.StreamResponse
         connection.ended()
 
 
-async def body_of(request: web.Request, *, within_s: float = BODY_S) -> bytes:
-    """Return the whole body.
+async def body_of(request: web.Request, *, within_s: float | None = None) -> bytes:
+    """Return the whole body; it must come in `BODY_S` where no other time is named.
 
     Raises:
         HTTPRequestTimeout: it did not come in time.
@@ -159,7 +159,7 @@ async def body_of(request: web.Request, *, within_s: float = BODY_S) -> bytes:
     if request.content.is_eof():
         return await request.read()
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(BODY_S if within_s is None else within_s):
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason="the body did not come in time") from None
