@@ -29,6 +29,7 @@ class Ask:
         resource: of its tokens; empty for a pod that asks for none.
         count: devices, slices or shares of the whole pod.
         milli, mib: what the annotations say of one share; 0 = nothing.
+        parts: shares of each container; those of one are on different devices. Empty: all of them are.
         flaw: why nobody can grant it as it is written.
     """
 
@@ -36,6 +37,7 @@ class Ask:
     count: int = 0
     milli: int = 0
     mib: int = 0
+    parts: tuple[int, ...] = ()
     flaw: str = ""
 
     @property
@@ -104,9 +106,12 @@ class Device:
         if ask.kind == "whole":
             return 1
         size = ask.share_of(self.size_mib)
-        if size is None:
+        if size is None or not all(size):
             return 0
-        return int(self.milli + size[0] <= MILLI and (not self.size_mib or self.mib + size[1] <= self.size_mib))
+        often = (MILLI - self.milli) // size[0]
+        if self.size_mib:
+            often = min(often, (self.size_mib - self.mib) // size[1])
+        return max(0, min(often, len(ask.parts) or 1))
 
     def _slice_room(self, shape: Shape) -> int:
         """Return how many instances of one shape fit; of one size, so the leftmost free start is never wrong."""
@@ -174,6 +179,15 @@ def mig_devices(written: str, count: int) -> set[int]:
 def fits(devices: Iterable[Device], ask: Ask) -> bool:
     """Say whether some legal placement grants the whole ask on these devices as they are.
 
-    Slices of one pod may lie on one device; whole devices and shares are of different ones.
+    Slices of one pod may lie on one device; whole devices are different ones, and so are the shares of one container.
+    Two containers may have shares of one device.
     """
-    return sum(device.room(ask) for device in devices) >= ask.count
+    rooms = [device.room(ask) for device in devices]
+    if ask.kind != "share":
+        return sum(rooms) >= ask.count
+    for count in ask.parts or (ask.count,):
+        rooms.sort(reverse=True)  # where most is left is never wrong
+        if sum(room > 0 for room in rooms) < count:
+            return False
+        rooms[:count] = [room - 1 for room in rooms[:count]]
+    return True

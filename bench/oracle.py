@@ -215,7 +215,18 @@ def device_ask(pod: Json) -> Ask:
     if not asked:
         return Ask()
     mib = -(-quantity(memory) // (1 << 20)) if memory else 0
-    return Ask(*next(iter(asked.items())), milli=int(milli or 0), mib=mib)
+    return Ask(*next(iter(asked.items())), milli=int(milli or 0), mib=mib, parts=_parts(pod) if SHARE in asked else ())
+
+
+def _parts(pod: Json) -> tuple[int, ...]:
+    """Return the shares of each container; nothing where an ordinary init container asks too.
+
+    That one uses shares of the others and could find two of them on one device, so all of the pod's are apart.
+    """
+    inits = pod["spec"].get("initContainers") or []
+    if any(requests(one)[SHARE] for one in inits if one.get("restartPolicy") != "Always"):
+        return ()
+    return tuple(count for one in [*pod["spec"]["containers"], *inits] if (count := requests(one)[SHARE]))
 
 
 def _undivided(node: Json) -> bool:

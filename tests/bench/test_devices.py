@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.devices import SHARE, Ask, Device, devices_of, mig_devices, slice_faults
+from bench.devices import fits as devices_fit
 from bench.geometry import TABLE, Card, card, resource_of
 
 PRODUCTS = {
@@ -75,6 +76,42 @@ def test_room_is_the_most_that_enumeration_finds(data: st.DataObject, family: st
     for one in held:
         device.take(one)
     assert device.room(Ask(resource_of(profile), 1)) == most
+
+
+def served(rooms: list[int], parts: tuple[int, ...]) -> bool:
+    """Try every choice of different devices for every container."""
+    if not parts:
+        return True
+    for chosen in itertools.combinations(range(len(rooms)), parts[0]):
+        left = [room - (dev in chosen) for dev, room in enumerate(rooms)]
+        if min(left, default=0) >= 0 and served(left, parts[1:]):
+            return True
+    return False
+
+
+TENTHS = (0, 0, 4, 5, 6, 8, 10)
+
+
+@settings(max_examples=500)
+@given(
+    taken=st.lists(st.tuples(st.sampled_from(TENTHS), st.sampled_from(TENTHS)), max_size=4).map(
+        lambda drawn: [(100 * milli, 1000 * mib) for milli, mib in drawn]
+    ),
+    parts=st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple),
+    size=st.tuples(st.sampled_from([0, 200, 250, 400]), st.sampled_from([0, 2000, 3000])).filter(any),
+)
+def test_shares_of_containers_fit_where_some_choice_of_devices_serves_them_all(
+    taken: list[tuple[int, int]], parts: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    devices = [Device(None, mig=False, size_mib=10_000) for _ in taken]
+    for device, (milli, mib) in zip(devices, taken, strict=True):
+        device.take({"kind": "share", "milli": milli, "mib": mib})
+    milli, mib = size[0] or size[1] // 10, size[1] or size[0] * 10
+    rooms = [min((1000 - used) // milli, (10_000 - held) // mib) for used, held in taken]
+    asked = Ask(SHARE, sum(parts), milli=size[0], mib=size[1], parts=parts)
+    assert devices_fit(devices, asked) is served(rooms, parts)
+    apart = Ask(SHARE, sum(parts), milli=size[0], mib=size[1])
+    assert devices_fit(devices, apart) is served(rooms, (sum(parts),))
 
 
 @pytest.mark.parametrize(

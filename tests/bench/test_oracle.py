@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench.oracle
-from bench.devices import GPU
+from bench.devices import GPU, SHARE
 from bench.kube_objects import node_object
-from bench.oracle import Json, demand, init_only, model_matches, observe, quantity
+from bench.oracle import Json, demand, device_ask, init_only, model_matches, observe, quantity
 from tests.bench.dumps import EXACT, OBSERVED, gpu_node, pod
 
 
@@ -206,3 +206,32 @@ def test_every_resource_and_the_number_of_pods_count() -> None:
     assert observe([node], [asks], {}).judge(pod("next")) == []
     assert oracle.judge(pod("greedy", 3)) == []
     assert oracle.judge(pod("busy", cpu="17")) == []
+
+
+def sharing(apps: list[int], inits: list[tuple[int, bool]]) -> Json:
+    made = shaped(apps, inits)
+    made["metadata"]["annotations"] = {"tessera.dev/gpu-milli": "400"}
+    for one in [*made["spec"]["containers"], *made["spec"]["initContainers"]]:
+        one["resources"]["requests"][SHARE] = one["resources"]["requests"].pop(GPU)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("apps", "inits", "parts", "devices"),
+    [
+        pytest.param([2], [], (2,), 2, id="shares of one container are on different devices"),
+        pytest.param([1, 1], [], (1, 1), 1, id="two containers meet on one device"),
+        pytest.param([1, 1, 1], [], (1, 1, 1), 2, id="as long as it has room"),
+        pytest.param([1, 0], [(1, True)], (1, 1), 1, id="a sidecar is a container like others"),
+        pytest.param([1, 1], [(1, False)], (), 2, id="with an init container that asks all are apart"),
+    ],
+)
+def test_shares_of_containers(
+    apps: list[int], inits: list[tuple[int, bool]], parts: tuple[int, ...], devices: int
+) -> None:
+    made = sharing(apps, inits)
+    assert device_ask(made).parts == parts
+    for count in (devices - 1, devices):
+        node = gpu_node(EXACT, count, "exact")
+        node["status"]["allocatable"][SHARE] = "64"
+        assert observe([node], [], {}).judge(made) == [EXACT] * (count == devices)
