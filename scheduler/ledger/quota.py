@@ -23,14 +23,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from scheduler.model.queue import GPU_KEY, Queue, is_model
-
-DEPTH_MAX = 32
+from scheduler.model.queue import DEPTH_MAX, GPU_KEY, Queue, is_model
 
 
 @dataclass(frozen=True)
 class Quota:
-    """The tree: queues by name, whose parents are all in it and lead to a root (`intake.queue.tree_of` sees to that).
+    """The tree: queues by name, whose parents are all in it and lead to a root (`intake.queue.sound` sees to that).
 
     Attributes:
         queues: by name.

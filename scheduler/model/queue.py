@@ -15,6 +15,10 @@ from .pod import Expression
 LIMIT_MAX = 1 << 40
 """Largest amount a queue may name."""
 
+WEIGHT_MAX = 1_000_000
+DEPTH_MAX = 32
+"""Most levels of a tree of queues."""
+
 GPU_KEY, MILLI_KEY, CPU_KEY, MEMORY_KEY = "gpu", "milli", "cpu", "memory"
 MIG_KEY, STORAGE_KEY = "mig:", "storage:"  # followed by the profile, by the class
 DEFAULT_QUEUE = "default"
