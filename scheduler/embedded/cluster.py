@@ -33,7 +33,7 @@ from .objects import API_VERSIONS, bound, created, deleted, invalid, updated
 from .patching import patched
 from .watching import Happening, History, stream
 
-KINDS: tuple[Kind, ...] = ("pods", "nodes", "leases", "events")
+KINDS: tuple[Kind, ...] = ("pods", "nodes", "leases", "events", "secrets", "mutatingwebhookconfigurations")
 _OPEN_LISTS = 64  # lists whose further pages may still be asked for
 
 

@@ -17,6 +17,8 @@ API_VERSIONS: Mapping[Kind, tuple[str, str]] = {
     "nodes": ("v1", "Node"),
     "leases": ("coordination.k8s.io/v1", "Lease"),
     "events": ("events.k8s.io/v1", "Event"),
+    "secrets": ("v1", "Secret"),
+    "mutatingwebhookconfigurations": ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
 }
 _SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # what the API server draws generated names from
 _POD_DEFAULTS: Object = {

@@ -20,6 +20,7 @@ MERGE_KEYS = {
     "env": "name",
     "addresses": "type",
     "ownerReferences": "uid",
+    "webhooks": "name",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from scheduler.errors import TesseraError
 
 Object: TypeAlias = dict[str, Any]
-Kind: TypeAlias = Literal["pods", "nodes", "leases", "events"]
+Kind: TypeAlias = Literal["pods", "nodes", "leases", "events", "secrets", "mutatingwebhookconfigurations"]
 PatchBody: TypeAlias = Object | list[Object]
 PatchType: TypeAlias = Literal["merge", "strategic", "json"]
 
@@ -74,7 +74,7 @@ class WatchEvent:
 
 
 class Cluster(Protocol):
-    """The verbs. Namespaced kinds take the namespace, `nodes` take an empty one."""
+    """The verbs. Namespaced kinds take the namespace, the others take an empty one."""
 
     async def list(self, kind: Kind, *, limit: int = 500, after: str = "") -> Page:
         """Return one page over all namespaces; `after` is the `next` of the page before. Raises Gone when it aged."""

@@ -21,6 +21,8 @@ _ROOTS: dict[Kind, str] = {
     "nodes": "/api/v1",
     "leases": "/apis/coordination.k8s.io/v1",
     "events": "/apis/events.k8s.io/v1",
+    "secrets": "/api/v1",
+    "mutatingwebhookconfigurations": "/apis/admissionregistration.k8s.io/v1",
 }
 _REFUSALS: dict[int, type[ApiError]] = {NOT_FOUND: NotFound, CONFLICT: Conflict, GONE: Gone}
 
