@@ -6,15 +6,14 @@ here is durable; a claim becomes so when the caller commits the changes that it 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 
-from policies.columns import Kind, Mix, Mode
+from policies.columns import Ask, Kind, Mix, Mode
 from scheduler.clock import Clock
 from scheduler.decision import explain
 from scheduler.decision.board import Board, Boards
@@ -27,7 +26,7 @@ from scheduler.geometry import placements
 from scheduler.intake.allocation import write_allocation
 from scheduler.inventory.asks import Asks, shape
 from scheduler.inventory.mix import Arrivals
-from scheduler.inventory.registry import Registry, Source, booking
+from scheduler.inventory.registry import Booking, Registry, Source, booking
 from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.model.allocation import Allocation
@@ -46,6 +45,15 @@ class Answer:
 
     names: list[str]
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """What was there before a pod's own intent was forgotten."""
+
+    held: Booking | None
+    freed: int
+    record: str | None
 
 
 def scored(best: Sequence[str], offered: Sequence[str]) -> list[tuple[str, int]]:
@@ -103,13 +111,17 @@ class Desk:
         if known := self.known_refusal(pod):
             return Answer([], known)
         rows = self.rows(pod.uid, offered)
-        with self._without_own_intent(pod.uid):
-            best = self._board(pod, FILTER_MASKS).best(rows, self.count)
-            if not best.size:
-                return self._refusal(pod, rows)
+        aside = self._set_aside(pod.uid)
+        board = self._board(pod, FILTER_MASKS)
+        best = board.best(rows, self.count)
+        if best.size:
             names = [self.registry.columns.names[row] for row in best.tolist()]
-            self.intend(pod, int(best[0]), named=names, offered=rows if len(rows) <= OFFERED_MAX else None)
-        return Answer(names)
+            self.intend(pod, int(best[0]), board.ask, named=names, offered=rows if len(rows) <= OFFERED_MAX else None)
+            answer = Answer(names)
+        else:
+            answer = self._refusal(pod, rows)
+        self._put_back(pod.uid, aside)
+        return answer
 
     def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
         """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
@@ -132,11 +144,12 @@ class Desk:
         if intent is not None and set(offered) <= set(intent.named):
             return scored(intent.named, offered)
         own = self.registry.held(pod.uid)
-        with self._without_own_intent(pod.uid):
-            best = self._board(pod, FILTER_MASKS).best(self.rows(pod.uid, offered), len(offered))
-            if own is not None and intent is not None:
-                self.intents.note(pod.uid, intent.node, self.clock.monotonic(), intent.named, intent.offered)
-                self.registry.say(pod.uid, Source.INTENDED, own)
+        aside = self._set_aside(pod.uid)
+        best = self._board(pod, FILTER_MASKS).best(self.rows(pod.uid, offered), len(offered))
+        if own is not None and intent is not None:
+            self.intents.note(pod.uid, intent.node, self.clock.monotonic(), intent.named, intent.offered)
+            self.registry.say(pod.uid, Source.INTENDED, own)
+        self._put_back(pod.uid, aside)
         return scored([self.registry.columns.names[row] for row in best.tolist()], offered)
 
     def claim(self, pod: Pod, name: str) -> tuple[Change, ...]:
@@ -152,17 +165,18 @@ class Desk:
         intended = intent is not None and intent.node == name
         record = self.records.get(pod.uid, "") if intended else ""
         offered = intent.offered if intent is not None and intended else None
-        with self._without_own_intent(pod.uid):
-            board, here = self._board(pod, FILTER_MASKS), np.asarray([row], np.intp)
-            reason = board.settle(here).headline(here)
-            if reason and not pod.request.claims:
-                raise DoesNotFit(reason)
-            allocation = self._allocation(pod, node, row)
-            try:
-                changes = self._changes(pod, allocation, record or self._record(board, row, offered))
-            except ValueError as error:  # container names so long that the allocation cannot be written
-                raise DoesNotFit("InvalidRequest") from error
-            self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
+        aside = self._set_aside(pod.uid)
+        board, here = self._board(pod, FILTER_MASKS), np.asarray([row], np.intp)
+        reason = board.settle(here).headline(here)
+        if reason and not pod.request.claims:
+            raise DoesNotFit(reason)
+        allocation = self._allocation(pod, node, row, board.ask)
+        try:
+            changes = self._changes(pod, allocation, record or self._record(board, row, offered))
+        except ValueError as error:  # container names so long that the allocation cannot be written
+            raise DoesNotFit("InvalidRequest") from error
+        self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
+        self._put_back(pod.uid, aside)
         self.book.apply(changes)
         self._refusals.pop(pod.uid, None)
         return changes
@@ -175,19 +189,20 @@ class Desk:
     # intents
 
     def intend(
-        self, pod: Pod, row: int, record: str = "", named: Sequence[str] = (), offered: Rows | None = None
+        self, pod: Pod, row: int, ask: Ask, *, record: str = "", named: Sequence[str] = (), offered: Rows | None = None
     ) -> None:
         """Note, in memory and for 15 s, that this pod will take this node.
 
         Args:
             pod: who.
             row: the node's.
+            ask: what the pod asks.
             record: the decision record, where it cannot be written as well when the node is claimed.
             named: the nodes of the answer, best first.
             offered: the rows it was chosen from, which the record's runner-up comes from; None = all.
         """
         name = self.registry.columns.names[row]
-        containers = self._containers(pod, self.registry.nodes[name], row)
+        containers = self._containers(pod, self.registry.nodes[name], row, ask)
         allocation = Allocation(pod.uid, 0, 0, name, "", containers)
         self.intents.note(pod.uid, name, self.clock.monotonic(), tuple(named), offered)
         self.registry.say(pod.uid, Source.INTENDED, booking(pod, name, allocation))
@@ -200,16 +215,21 @@ class Desk:
         self.registry.unsay(uid, Source.INTENDED)
         self.records.pop(uid, None)
 
-    @contextmanager
-    def _without_own_intent(self, uid: str) -> Generator[None, None, None]:
-        """Decide as if this pod intended nothing; when it ends up with the same room, nothing was freed for others."""
-        own, freed, record = self.registry.held(uid), self.registry.freed, self.records.get(uid)
+    def _set_aside(self, uid: str) -> _Aside | None:
+        """Forget the pod's own intent, so that it is decided as if it intended nothing; None where it does not."""
+        own = self.registry.held(uid)
+        if own is None and self.intents.get(uid) is None:
+            return None
+        aside = _Aside(own, self.registry.freed, self.records.get(uid))
         self.drop_intent(uid)
-        yield
-        if self.registry.held(uid) == own:
-            self.registry.freed = freed
-            if record is not None:
-                self.records.setdefault(uid, record)
+        return aside
+
+    def _put_back(self, uid: str, aside: _Aside | None) -> None:
+        """When a pod has ended up with the same room as before, nothing was freed for others."""
+        if aside is not None and self.registry.held(uid) == aside.held:
+            self.registry.freed = aside.freed
+            if aside.record is not None:
+                self.records.setdefault(uid, aside.record)
 
     def lapse(self) -> None:
         """Forget intents that are past their time; their nodes are left out for these pods for a while."""
@@ -225,6 +245,10 @@ class Desk:
     def last_refusal(self, uid: str) -> str:
         """Return the word a waiting pod was last refused with everywhere, whatever was freed since; empty = none."""
         return self._refusals.get(uid, (-1, None, ""))[2]
+
+    def tidy(self) -> bool:
+        """Judge some of the nodes that changed, for the classes asked of late, while nobody waits; False = none."""
+        return self._boards.tidy(self.registry.snapshot(), self.mix(), self.registry.columns.layout)
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Request that is over."""
@@ -248,7 +272,7 @@ class Desk:
         rows = self.rows(pod.uid, list(self.registry.nodes)) if excluded else None
         best = board.best(rows)
         if best.size:
-            self.intend(pod, int(best[0]), self._record(board, int(best[0])))
+            self.intend(pod, int(best[0]), board.ask, record=self._record(board, int(best[0])))
         return bool(best.size)
 
     def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
@@ -312,16 +336,15 @@ class Desk:
             self._refusals.pop(next(iter(self._refusals)))
         self._refusals[pod.uid] = (self.registry.freed, pod.request.devices, reason)
 
-    def _containers(self, pod: Pod, node: Node, row: int) -> Containers:
+    def _containers(self, pod: Pod, node: Node, row: int, ask: Ask) -> Containers:
         """Choose devices on a row that has just been judged, unless the pod has claims: those are not judged here."""
-        ask, judged = self.asks.ask(pod.request, everywhere=True), not pod.request.claims
-        return place(self.registry.snapshot(), row, pod.request, ask, node=node, judged=judged)
+        return place(self.registry.snapshot(), row, pod.request, ask, node=node, judged=not pod.request.claims)
 
-    def _allocation(self, pod: Pod, node: Node, row: int) -> Allocation:
+    def _allocation(self, pod: Pod, node: Node, row: int, ask: Ask) -> Allocation:
         known = self.book.rows.get(pod.uid)
         epoch = 1 if known is None else known.epoch + (known.state in TERMINAL)
         mode = "exact" if node.mode is Mode.EXACT else "observed"
-        return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row))
+        return Allocation(pod.uid, epoch, self.fence, node.name, mode, self._containers(pod, node, row, ask))
 
     def _record(self, board: Board, row: int, offered: Rows | None = None) -> str:
         return explain.record(board, row, self.registry.columns.names, self.registry.generation, rows=offered)

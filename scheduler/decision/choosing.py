@@ -40,6 +40,8 @@ def _whole(alone: Snapshot, ask: Ask) -> list[int]:
     """
     free = np.flatnonzero(fit.free_devices(alone, ask)[:, 0]).tolist()
     link, numa = alone.link_group[:, 0].tolist(), alone.numa[:, 0].tolist()
+    if max(link) < 0 and max(numa) < 0:
+        return free[: ask.count]
     for near in ([(link[dev], numa[dev]) for dev in free], [link[dev] for dev in free]):
         groups: dict[object, list[int]] = {}
         for dev, group in zip(free, near, strict=True):

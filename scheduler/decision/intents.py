@@ -76,7 +76,8 @@ class Intents:
 
     def excluded(self, uid: str, now_s: float) -> set[str]:
         """Return the nodes this pod should not be offered now."""
-        return {node for node, until_s in self._lapsed.get(uid, {}).items() if until_s > now_s}
+        lapsed = self._lapsed.get(uid)
+        return {node for node, until_s in lapsed.items() if until_s > now_s} if lapsed else set()
 
     def _exclude(self, intent: Intent, now_s: float) -> None:
         nodes = {node: until_s for node, until_s in self._lapsed.pop(intent.uid, {}).items() if until_s > now_s}

@@ -2,12 +2,13 @@
 
 A pod takes room at most once, whoever says so: `observed` (it is bound) beats `claimed` (the ledger committed it)
 beats `intended` (a /filter answer that may still come to nothing). Invariant: every column equals what the Node
-objects say minus the bookings in force; `rebuilt` makes the same columns from nothing, for tests and audits.
+objects say minus the bookings in force, also when a change raises: then everything is as it was before. `rebuilt` makes
+the same columns from nothing, for tests and audits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -116,6 +117,7 @@ class Registry:
         self.columns = Columns(placements)
         self.generation = 0
         self.freed = 0  # grows when something that did not fit might fit now
+        self.poison: set[tuple[str, str]] = set()  # kind and uid of what is there and could not be taken in
         self._said: dict[str, dict[Source, Booking]] = {}
         self._on_node: dict[str, dict[str, Booking]] = {}
 
@@ -134,15 +136,29 @@ class Registry:
         if old is not None and _same(old, node):
             self.nodes[node.name] = node
             return False
+        try:
+            self._make(node)
+        except Exception:
+            if old is not None:
+                self._make(old)
+            else:
+                self.nodes.pop(node.name, None)
+                if node.name in self.columns.rows:
+                    self.columns.clear(node.name)
+            raise
+        self.freed += 1
+        return True
+
+    def _make(self, node: Node) -> None:
+        """Write a node's whole row: what it offers, and what is taken of it."""
         self.nodes[node.name] = node
         row = self.columns.row(node)
         self.columns.fill(row, node)
         for held in self._on_node.get(node.name, {}).values():
             self._add(row, held, 1)
-        self._retell(node.name, row)
+        self._retell(node.name, row, range(len(node.devices)))
+        self._tell_foreign(node.name, row)
         self._touch(row)
-        self.freed += 1
-        return True
 
     def remove_node(self, name: str, uid: str) -> bool:
         """Forget a node; a late delete of an older node of the same name is ignored."""
@@ -158,11 +174,11 @@ class Registry:
 
     def put_pod(self, pod: Pod) -> None:
         """Take in a pod as the API server shows it, and book or free what that means."""
-        self.pods[pod.uid] = pod
         if pod.node and not pod.terminal:
             self.say(pod.uid, Source.OBSERVED, booking(pod, pod.node, pod.allocation))
         else:
             self.unsay(pod.uid, Source.OBSERVED)
+        self.pods[pod.uid] = pod
 
     def remove_pod(self, uid: str) -> Pod | None:
         """Forget a pod that is gone; a claim of the ledger stays until the ledger gives it up."""
@@ -195,7 +211,7 @@ class Registry:
 
     def _change(self, uid: str, source: Source, new: Booking | None) -> None:
         said = self._said.setdefault(uid, {})
-        before = said[max(said)] if said else None
+        before, prior = said[max(said)] if said else None, said.get(source)
         if new is None:
             del said[source]
         else:
@@ -205,11 +221,43 @@ class Registry:
             del self._said[uid]
         if before == after:
             return
-        for held, sign in ((before, -1), (after, 1)):
-            if held is not None:
-                self._book(uid, held, sign)
+        try:
+            for held, sign in ((before, -1), (after, 1)):
+                if held is not None:
+                    self._book(uid, held, sign)
+        except Exception:
+            self._put_back(uid, source, prior, before, after)
+            raise
         if before is not None:
             self.freed += 1
+
+    def _put_back(
+        self, uid: str, source: Source, prior: Booking | None, before: Booking | None, after: Booking | None
+    ) -> None:
+        """Undo a change that failed half-way: `before` is in force again, and its nodes' rows are made anew.
+
+        Args:
+            uid: whose.
+            source: who changed what it said.
+            prior: what it had said, None = nothing.
+            before: the booking that was in force.
+            after: the booking that could not be put into force.
+        """
+        said = self._said.setdefault(uid, {})
+        said.pop(source, None)
+        if prior is not None:
+            said[source] = prior
+        if not said:
+            del self._said[uid]
+        for name in dict.fromkeys(held.node for held in (before, after) if held is not None):
+            on_node = self._on_node.setdefault(name, {})
+            on_node.pop(uid, None)
+            if before is not None and before.node == name:
+                on_node[uid] = before
+            if not on_node:
+                del self._on_node[name]
+            if name in self.nodes:
+                self._make(self.nodes[name])
 
     def _book(self, uid: str, held: Booking, sign: int) -> None:
         """Put a booking into force (1) or out of it (-1)."""
@@ -223,8 +271,10 @@ class Registry:
         row = self.columns.rows.get(held.node)
         if row is not None:
             self._add(row, held, sign)
-            if held.devices or (not held.named and self.nodes[held.node].mode is Mode.EXACT):
-                self._retell(held.node, row)
+            if held.devices:
+                self._retell(held.node, row, {slot for slot, _ in held.devices})
+            if not held.named:
+                self._tell_foreign(held.node, row)
             self._touch(row)
 
     def _add(self, row: int, held: Booking, sign: int) -> None:
@@ -252,21 +302,24 @@ class Registry:
                 if profile in offered:
                     put("slices_free")[self.columns.profiles.find(profile), row] -= sign * count
 
-    def _retell(self, name: str, row: int) -> None:
-        """Write which devices of a node are used, and whether somebody holds one that nobody named."""
+    def _retell(self, name: str, row: int, slots: Collection[int]) -> None:
+        """Write which of these devices of a node are used, and how much of them."""
         node = self.nodes[name]
         taken: dict[int, Taken] = {}
-        foreign = False
         for held in self._on_node.get(name, {}).values():
             for slot, use in held.devices:
-                before = taken.get(slot)
-                taken[slot] = Taken(use) if before is None else replace(before, use=_both(before.use, use))
+                if slot in slots:
+                    before = taken.get(slot)
+                    taken[slot] = Taken(use) if before is None else replace(before, use=_both(before.use, use))
             for part in held.parts:
-                if part.slot < len(node.devices):
+                if part.slot in slots and part.slot < len(node.devices):
                     taken[part.slot] = self._with(taken[part.slot], part, node.devices[part.slot].model)
-            foreign = foreign or (not held.named and node.mode is Mode.EXACT)
-        self.columns.take_devices(row, node, taken)
-        self.columns.column("foreign")[row] = foreign
+        self.columns.take_devices(row, node, taken, slots)
+
+    def _tell_foreign(self, name: str, row: int) -> None:
+        """Write whether somebody holds a device of an exact node that nobody has named."""
+        unnamed = any(not held.named for held in self._on_node.get(name, {}).values())
+        self.columns.column("foreign")[row] = unnamed and self.nodes[name].mode is Mode.EXACT
 
     def _with(self, taken: Taken, part: Part, model: str) -> Taken:
         """Return what is taken of a device with one part more; of an instance not in the geometry, every engine."""

@@ -6,7 +6,7 @@ that `view` returns shares memory with these live arrays and is closed for writi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,16 +198,19 @@ class Columns:
             put["mig_mode"][slot, row] = device.mig_mode
             put["family"][slot, row] = self.placements.family(device.model)
             put["health"][slot, row] = Health.HEALTHY
-        self.take_devices(row, node, {})
+        self.take_devices(row, node, {}, range(len(node.devices)))
 
-    def take_devices(self, row: int, node: Node, taken: Mapping[int, Taken]) -> None:
-        """Write which devices of a node are in use, and how much of them; those that are not named are free."""
-        told: dict[str, list[int]] = {name: [] for name in TAKEN_COLUMNS}
-        for slot, device in enumerate(node.devices):
-            for name, value in zip(TAKEN_COLUMNS, self._told(device, taken.get(slot, NOTHING)), strict=True):
-                told[name].append(value)
-        for name, values in told.items():
-            self._arrays[name][: len(values), row] = values
+    def take_devices(self, row: int, node: Node, taken: Mapping[int, Taken], slots: Iterable[int]) -> None:
+        """Write what is in use of these devices of a node, and how much; those that are not named in `taken` are free.
+
+        Slots beyond the node's devices are left out.
+        """
+        columns = [self._arrays[name] for name in TAKEN_COLUMNS]
+        for slot in slots:
+            if slot < len(node.devices):
+                told = self._told(node.devices[slot], taken.get(slot, NOTHING))
+                for column, value in zip(columns, told, strict=True):
+                    column[slot, row] = value
 
     def _told(self, device: Device, held: Taken) -> tuple[int, ...]:
         """Return what TAKEN_COLUMNS say of one device."""

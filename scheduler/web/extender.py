@@ -7,7 +7,7 @@ within the deadline or is an `Error` that leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -21,6 +21,7 @@ Reply = tuple[int, bytes]
 BODY_MAX = 16 * 1024 * 1024
 """Bytes: 50,000 node names of the longest legal length (253) and a pod of 1.5 MiB fit, no more."""
 NAMES_MAX = 50_000
+QUIET_S = 0.002  # without a call: shorter than what kube-scheduler leaves between two pods when it is not in a hurry
 
 
 @dataclass(slots=True)
@@ -38,11 +39,24 @@ class Extender:
     unready: Callable[[], str]
     bind_pod: Callable[[BindArgs], Awaitable[str]]
     filter_deadline_s: float = 0.8
+    _asked_s: float = field(default=0.0, init=False)
+    _tidying: bool = field(default=False, init=False)
 
     async def filter(self, body: bytes) -> Reply:
         """Answer POST /scheduler/filter."""
         with self.metrics.timed("filter"):
+            self._asked_s = self.clock.monotonic()
+            if not self._tidying:
+                self._tidying = True
+                self.clock.call_later(QUIET_S, self._tidy)
             return self._filter(body)
+
+    def _tidy(self) -> None:
+        """Once nobody has asked for a moment, do the next call's work ahead of it, a little at a time."""
+        quiet_s = self.clock.monotonic() - self._asked_s
+        self._tidying = quiet_s < QUIET_S or (not self.unready() and self.desk.tidy())
+        if self._tidying:
+            self.clock.call_later(max(QUIET_S - quiet_s, 0), self._tidy)
 
     async def prioritize(self, body: bytes) -> Reply:
         """Answer POST /scheduler/prioritize; there is no error field, so trouble means equal scores."""
@@ -74,7 +88,7 @@ class Extender:
             return 200, b'{"Error":""}'
 
     def _filter(self, body: bytes) -> Reply:
-        started = self.clock.monotonic()
+        started = self._asked_s
         try:
             args = read_filter(body, self.desk.registry.pods)
         except BadBody as error:
