@@ -129,6 +129,7 @@ class RealCluster:
             await _until(lambda: _exists(api, "/api/v1/namespaces/default"), "kube-apiserver", self.api_server)
             await apply(api, read_base())
             await _until(lambda: _policy_acts(api), "admission policy V1", self.api_server)
+            await _until(lambda: _exists(api, "/apis/tessera.dev/v1alpha1/queues"), "CRD of queues", self.api_server)
         if self._with_controller_manager:
             await self.start_controller_manager()
 

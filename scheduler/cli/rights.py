@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler import PREFIX
 from scheduler.kube.lease import NAME as LEASE
 from scheduler.kube.port import Object
 
@@ -40,6 +41,9 @@ class Right:
 _LEASES = "coordination.k8s.io"
 RIGHTS: tuple[Right, ...] = (
     *(Right(verb, "nodes") for verb in ("get", "list", "watch")),
+    *(Right(verb, "namespaces") for verb in ("get", "list", "watch")),
+    *(Right(verb, "queues", PREFIX[:-1]) for verb in ("get", "list", "watch")),
+    Right("patch", "queues", PREFIX[:-1], subresource="status"),
     *(Right(verb, "pods") for verb in ("get", "list", "watch", "patch")),
     Right("patch", "pods", subresource="status"),
     Right("create", "pods", subresource="binding"),

@@ -33,7 +33,17 @@ from .objects import API_VERSIONS, bound, created, deleted, invalid, updated
 from .patching import patched
 from .watching import Happening, History, stream
 
-KINDS: tuple[Kind, ...] = ("pods", "nodes", "leases", "events", "secrets", "mutatingwebhookconfigurations")
+KINDS: tuple[Kind, ...] = (
+    "pods",
+    "nodes",
+    "leases",
+    "events",
+    "secrets",
+    "mutatingwebhookconfigurations",
+    "namespaces",
+    "queues",
+)
+UNNAMESPACED = frozenset({"nodes", "namespaces", "queues", "mutatingwebhookconfigurations"})
 _OPEN_LISTS = 64  # lists whose further pages may still be asked for
 
 
@@ -44,7 +54,7 @@ class _Stored:
 
 
 class EmbeddedCluster:
-    """Pods, nodes, leases and events in memory.
+    """Kubernetes objects in memory.
 
     Attributes:
         faults: what goes wrong with its calls; None = nothing.
@@ -82,7 +92,7 @@ class EmbeddedCluster:
             body = orjson.loads(orjson.dumps(given))
             metadata = body.setdefault("metadata", {})
             metadata.pop("resourceVersion", None)
-            namespace = "" if kind == "nodes" else metadata.get("namespace", "default")
+            namespace = "" if kind in UNNAMESPACED else metadata.get("namespace", "default")
             fresh = created(kind, namespace, body, metadata.get("uid") or self._new_id(), self._clock.wall_us())
             for key in ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
                 if key in metadata:
@@ -181,6 +191,8 @@ class EmbeddedCluster:
         sent: PatchBody = orjson.loads(orjson.dumps(body))
         lost = await self._arrive("patch")
         before = self._stored(kind, namespace, name)
+        if kind == "queues" and patch_type == "strategic":
+            raise ApiError(415, "UnsupportedMediaType", "custom resources know no strategic merge patch")
         wanted = patched(before.object, sent, patch_type)
         return self._reply(self._change(kind, before, updated(kind, before.object, wanted, subresource)), lost=lost)
 
@@ -234,9 +246,17 @@ class EmbeddedCluster:
         key = _key(metadata.get("namespace", ""), metadata["name"])
         if key in self._objects[kind]:
             raise Conflict(409, "AlreadyExists", f'{kind} "{metadata["name"]}" already exists')
+        if kind == "pods":
+            self._inhabit(metadata["namespace"])
         stored = self._tell(kind, "ADDED", fresh)
         self._objects[kind][key] = stored
         return stored
+
+    def _inhabit(self, namespace: str) -> None:
+        """Make a pod's namespace, where nobody did: a real API server would refuse the pod."""
+        if _key("", namespace) not in self._objects["namespaces"]:
+            body = {"metadata": {"name": namespace}}
+            self._add("namespaces", created("namespaces", "", body, f"namespace-{namespace}", self._clock.wall_us()))
 
     def _change(self, kind: Kind, before: _Stored, after: Object) -> _Stored:
         """Store the new state, unless it is the old one."""

@@ -6,7 +6,7 @@ may share parts with its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ API_VERSIONS: Mapping[Kind, tuple[str, str]] = {
     "events": ("events.k8s.io/v1", "Event"),
     "secrets": ("v1", "Secret"),
     "mutatingwebhookconfigurations": ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
+    "namespaces": ("v1", "Namespace"),
+    "queues": ("tessera.dev/v1alpha1", "Queue"),
 }
 _SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # what the API server draws generated names from
 _POD_DEFAULTS: Object = {
@@ -82,7 +84,8 @@ def created(kind: Kind, namespace: str, body: Object, uid: str, wall_us: int) ->
     missing = [key for key in _EVENT_NEEDS if not body.get(key)] if kind == "events" else []
     if missing:
         raise invalid(kind, metadata["name"], f"{missing[0]}: Required value")
-    return _created_pod(fresh, wall_us) if kind == "pods" else fresh
+    make = _CREATED.get(kind)
+    return make(fresh, wall_us) if make else fresh
 
 
 def _suffix(uid: str) -> str:
@@ -115,6 +118,26 @@ def _created_pod(pod: Object, wall_us: int) -> Object:
         text = "Scheduling is blocked due to non-empty scheduling gates"
         status["conditions"] = [_scheduled("False", wall_us, reason="SchedulingGated", message=text)]
     return {**pod, "metadata": {**pod["metadata"], "generation": 1}, "spec": spec, "status": status}
+
+
+def _created_namespace(namespace: Object, _: int) -> Object:
+    """A namespace can be selected by its name, and is there at once."""
+    metadata = namespace["metadata"]
+    labels = {**metadata.get("labels", {}), "kubernetes.io/metadata.name": metadata["name"]}
+    return {**namespace, "metadata": {**metadata, "labels": labels}, "status": {"phase": "Active"}}
+
+
+def _created_queue(queue: Object, _: int) -> Object:
+    """A custom resource has the generation of its spec, and a status that its creator cannot set."""
+    kept = {key: value for key, value in queue.items() if key != "status"}
+    return {**kept, "metadata": {**queue["metadata"], "generation": 1}}
+
+
+_CREATED: Mapping[str, Callable[[Object, int], Object]] = {
+    "pods": _created_pod,
+    "namespaces": _created_namespace,
+    "queues": _created_queue,
+}
 
 
 def _with_default_tolerations(spec: Object) -> list[Object]:
@@ -189,11 +212,23 @@ def updated(kind: Kind, before: Object, after: Object, subresource: str) -> Obje
     if subresource == "status":
         _keep(new, old, "ownerReferences")
     result = {**after, "apiVersion": before["apiVersion"], "kind": before["kind"], "metadata": _tidy_metadata(new)}
-    if kind in ("pods", "nodes"):
+    if kind in ("pods", "nodes", "namespaces"):
         _keep(result, before, "spec" if subresource == "status" else "status")
     if kind == "events" and _but_series(result) != _but_series(before):
         raise invalid(kind, name, "field is immutable")
-    return _updated_pod(before, result) if kind == "pods" and not subresource else result
+    refine = _UPDATED.get(kind)
+    return refine(before, result, subresource) if refine else result
+
+
+def _updated_queue(before: Object, after: Object, subresource: str) -> Object:
+    """Change the status alone, or all but the status; another spec is another generation."""
+    if subresource == "status":
+        status = {"status": after["status"]} if "status" in after else {}
+        return {**{key: value for key, value in before.items() if key != "status"}, **status}
+    _keep(after, before, "status")
+    if after.get("spec") != before.get("spec"):
+        after["metadata"] = {**after["metadata"], "generation": before["metadata"]["generation"] + 1}
+    return after
 
 
 def _but_series(event: Object) -> Object:
@@ -212,8 +247,10 @@ def _keep(result: Object, before: Object, part: str) -> None:
         result[part] = before[part]
 
 
-def _updated_pod(before: Object, after: Object) -> Object:
+def _updated_pod(before: Object, after: Object, subresource: str) -> Object:
     """Let through what may change: images, a deadline, more tolerations, fewer gates; a gated pod's wider selector."""
+    if subresource:
+        return after
     old, new = before["spec"], _tidy_spec(dict(after.get("spec") or {}))
     new["tolerations"] = _with_default_tolerations(new)
     after = {**after, "spec": new}
@@ -232,6 +269,9 @@ def _updated_pod(before: Object, after: Object) -> Object:
         raise invalid("pods", name, "spec: Forbidden: pod updates may not change fields other than images and gates")
     after["metadata"] = {**after["metadata"], "generation": before["metadata"].get("generation", 1) + 1}
     return after
+
+
+_UPDATED: Mapping[str, Callable[[Object, Object, str], Object]] = {"pods": _updated_pod, "queues": _updated_queue}
 
 
 def _fixed(spec: Object) -> Object:

@@ -13,7 +13,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 from scheduler.errors import TesseraError
 
 Object: TypeAlias = dict[str, Any]
-Kind: TypeAlias = Literal["pods", "nodes", "leases", "events", "secrets", "mutatingwebhookconfigurations"]
+Kind: TypeAlias = Literal[
+    "pods", "nodes", "leases", "events", "secrets", "mutatingwebhookconfigurations", "namespaces", "queues"
+]
 PatchBody: TypeAlias = Object | list[Object]
 PatchType: TypeAlias = Literal["merge", "strategic", "json"]
 

@@ -23,6 +23,8 @@ _ROOTS: dict[Kind, str] = {
     "events": "/apis/events.k8s.io/v1",
     "secrets": "/api/v1",
     "mutatingwebhookconfigurations": "/apis/admissionregistration.k8s.io/v1",
+    "namespaces": "/api/v1",
+    "queues": "/apis/tessera.dev/v1alpha1",
 }
 _REFUSALS: dict[int, type[ApiError]] = {NOT_FOUND: NotFound, CONFLICT: Conflict, GONE: Gone}
 

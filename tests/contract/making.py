@@ -43,6 +43,15 @@ def node(name: str = "") -> Object:
     }
 
 
+def queue(name: str = "", **spec: Any) -> Object:
+    return {
+        "apiVersion": "tessera.dev/v1alpha1",
+        "kind": "Queue",
+        "metadata": {"name": name or fresh_name("queue")},
+        "spec": spec,
+    }
+
+
 def lease(name: str = "", *, holder: str = "me") -> Object:
     return {"metadata": {"name": name or fresh_name("lease")}, "spec": {"holderIdentity": holder}}
 

@@ -11,6 +11,9 @@ ACCOUNT = "system:serviceaccount:tessera-system:tessera"
 ALLOWED = [
     *(("", verb, "nodes", "", "", "") for verb in ("get", "list", "watch")),
     *(("", verb, "pods", "", "any", "") for verb in ("get", "list", "watch", "patch")),
+    *(("", verb, "namespaces", "", "", "") for verb in ("get", "list", "watch")),
+    *(("tessera.dev", verb, "queues", "", "", "") for verb in ("get", "list", "watch")),
+    ("tessera.dev", "patch", "queues", "status", "", ""),
     ("", "patch", "pods", "status", "any", ""),
     ("", "create", "pods", "binding", "any", ""),
     ("", "create", "events", "", "any", ""),
@@ -25,6 +28,8 @@ DENIED = [
     ("", "create", "pods", "eviction", "any", ""),
     ("", "create", "bindings", "", "any", ""),
     *(("", verb, "nodes", "", "", "") for verb in ("patch", "update", "delete")),
+    *(("tessera.dev", verb, "queues", "", "", "") for verb in ("create", "update", "patch", "delete")),
+    *(("", verb, "namespaces", "", "", "") for verb in ("create", "update", "patch", "delete")),
     *(("", verb, "secrets", "", "tessera-system", "") for verb in ("get", "list")),
     ("", "create", "serviceaccounts", "token", "tessera-system", "kube-scheduler"),
     ("coordination.k8s.io", "create", "leases", "", "kube-system", ""),
