@@ -32,7 +32,7 @@ HOST = "127.0.0.1"
 GPU = "nvidia.com/gpu"
 NODES, RUNNING, WAITING = 20, 60, 5
 CONNECTIONS = 4
-WARM = 2000  # requests before the memory is measured, the largest bodies included: pools and buffers reach their size
+WARM = 2000  # requests before and again after the largest bodies, ahead of the memory's first measure: see `_warm_up`
 ANSWER_S = 25.0  # longer than any time-out of a listener
 SLOW_S = 30.0  # 15 s for a body, and 10 s in which the server still reads after its 408
 SLOW = (b"", b"POST /scheduler/fil", b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n{")
@@ -212,8 +212,7 @@ class _Run:
     async def everything(self, bodies: int, seed: int) -> Json:
         before = await self._settled()
         self.say(f"{len(before)} facts of a settled cluster; {bodies} requests to the {self.port} port begin")
-        await self._attack(min(WARM, bodies))
-        await self._largest()
+        await self._warm_up(min(WARM, bodies // 3))
         rss_mib = self._rss_mib()
         slow = asyncio.create_task(self._slow())
         await self._attack(bodies - self.sent)
@@ -238,8 +237,17 @@ class _Run:
             "ok": not (found.crashes or found.bad_5xx or changed or found.wrong),
         }
 
+    async def _warm_up(self, count: int) -> None:
+        """Bring pools and buffers to their size: requests of all kinds, the largest ones, and as many again.
+
+        The last ones let the allocator give back what the largest took, so that this does not hide what grows later.
+        """
+        await self._attack(count)
+        await self._largest()
+        await self._attack(count)
+
     async def _largest(self) -> None:
-        """Send the largest bodies once on every connection, before the memory is measured."""
+        """Send the largest bodies three times on every connection."""
         if self.port == "extender":
             lines = [Line(self._port()) for _ in range(CONNECTIONS)]
             for _ in range(3):
