@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .columns import Ask, BoolArray, Kind, Mix, Mode, Snapshot
 
 EXACT = int(Mode.EXACT)  # comparing an array with the enum itself costs five times as much
+FEW_DEVICES = 512  # up to here looking each one up is cheaper than asking first whether that is needed
 FEW_MODELS = 8  # up to here comparing with each model is cheaper than one look-up per device
 
 
@@ -138,15 +139,23 @@ def cpu_memory(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
 
 def free_devices(snapshot: Snapshot, ask: Ask) -> BoolArray:
     """Return `[D, N]`: devices a whole ask may be given on exact nodes (there, free, healthy, allowed, no MIG mode)."""
+    made: dict[str, BoolArray] | None = getattr(snapshot, "made", None)  # a view of some rows, used for one ask alone
+    if made is not None and "free" in made:
+        return made["free"]
     taken = snapshot.health | snapshot.use
     taken |= snapshot.mig_mode.view(np.uint8)
-    return usable(snapshot, ask, taken)
+    free = usable(snapshot, ask, taken)
+    if made is not None:
+        made["free"] = free
+    return free
 
 
 def usable(snapshot: Snapshot, ask: Ask, blocked: npt.NDArray[np.uint8]) -> BoolArray:
     """Return `[D, N]`: devices of an allowed model that exist and whose `blocked` is 0."""
     usable = snapshot.exists.view(np.uint8) > blocked
-    if not ask.models.all():
+    if snapshot.model.size < FEW_DEVICES:
+        usable &= ask.models.take(snapshot.model)
+    elif not ask.models.all():
         usable &= _of_model(snapshot, ask)
     return usable
 

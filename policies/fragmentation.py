@@ -106,8 +106,7 @@ def _taken(snapshot: Snapshot, ask: Ask, free: I32) -> I32 | int:
         return 0
     if ask.kind == Kind.WHOLE:
         whole = free_devices(snapshot, ask)
-        whole &= whole.cumsum(axis=0) <= ask.count
-        return free * whole
+        return free * (whole & (whole.cumsum(axis=0) <= ask.count))
     fits = sharing.rooms(snapshot, ask) > 0
     order = np.argsort(np.where(fits, free, np.iinfo(np.int32).max), axis=0, kind="stable")
     place = np.empty_like(order)

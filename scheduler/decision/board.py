@@ -3,7 +3,8 @@
 A board keeps per node the first mask that fails and one key: its tier sums, first tier first, then its rank, as bytes
 that compare as the order of preference does. The best of any named nodes is then one look at their keys. A node whose
 generation has moved is *stale*; what Node objects say of it still holds, and bounds what it may be worth: its
-*ceiling*. Stale nodes are judged when their ceiling could make a difference, all together and without the others.
+*ceiling*. Stale nodes are judged when that, and then their first tier that is not static, could make a difference; all
+together and without the others.
 
 Invariant: a board names the same nodes in the same order as `judge` does on the whole cluster.
 """
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from policies.columns import Ask, BoolArray, FloatArray, Mix, Snapshot, empty_mix
 
 from . import combine
-from .catalog import SCORES, STATIC_MASKS, STATIC_SCORES, Policies
+from .catalog import MASKS, SCORES, STATIC_MASKS, STATIC_SCORES, Policies, Tier, asks_of, told_apart_by
 from .combine import Rows
 from .near import Near
 from .pipeline import Failed, judge
@@ -41,12 +42,13 @@ class Board:
         """Know nothing of any node yet."""
         self.masks = tuple(name for name in policies.masks if name in masks)
         leading = next((at for at, name in enumerate(self.masks) if name not in STATIC_MASKS), len(self.masks))
-        self._static, self._live = self.masks[:leading], self.masks[leading:]
+        self._static, self._live = self.masks[:leading], list(enumerate(self.masks))[leading:]
         self.policies = policies
         self._bytes = 4 * (len(policies.tiers) + 1)
         self._layout = _NEVER
         self._mix = empty_mix(0)
         self._known: dict[str, FloatArray] = {}
+        self._leading: list[FloatArray] = []  # sums of the tiers before the first one that changes with bookings
         self._seen = np.zeros(0, np.int64)  # generation at which each node was judged
 
     def turn(self, snapshot: Snapshot, ask: Ask, mix: Mix, layout: int) -> Board:
@@ -121,46 +123,69 @@ class Board:
         return sums
 
     def _lay_out(self, snapshot: Snapshot, ask: Ask, mix: Mix) -> None:
-        """Start anew with what Node objects say."""
+        """Start anew with what Node objects say, and with scores that are the same everywhere for this kind of ask."""
+        self._checks = [(at, MASKS[name]) for at, name in self._live if ask.kind in asks_of(name)]
         names = [name for tier in self.policies.tiers for name, _ in tier]
-        self._known = {name: SCORES[name](snapshot, ask, mix) for name in names if name in STATIC_SCORES}
+        static = [name for name in names if name in STATIC_SCORES or ask.kind not in told_apart_by(name)]
+        self._known = {name: SCORES[name](snapshot, ask, mix) for name in static}
         verdict = judge(snapshot, ask, mix, self.policies, self._static)
-        bounds: list[FloatArray] = []
+        self._leading = []
         for tier in self.policies.tiers:
             if not all(name in self._known for name, _ in tier):
                 break
-            bounds.append(combine.tier_sum([(weight, self._known[name]) for name, weight in tier]))
+            self._leading.append(combine.tier_sum([(weight, self._known[name]) for name, weight in tier]))
         self._first = verdict.failed.first.copy()
-        self._ceilings = self._written(bounds, np.full(snapshot.nodes, _LAST, np.uint32), verdict.passes)
+        self._ceilings = self._written(self._leading, np.full(snapshot.nodes, _LAST, np.uint32), verdict.passes)
         self._keys = np.zeros(snapshot.nodes, self._ceilings.dtype)
         self._seen = np.full(snapshot.nodes, _NEVER, np.int64)
 
     def _mend(self, keys: Keys, stale: Rows, rows: Rows, count: int) -> None:
         """Judge the stale ones among `rows` that may be among the best, and write all their keys into `keys`."""
-        ceilings = self._ceilings.take(rows[stale])
         keys[stale] = b""
         floor = keys[keys.argmax()] if count == 1 else np.sort(keys)[-count] if count <= len(keys) else b""
-        due = ceilings > floor
-        if due.any():
-            places = stale[due]
-            self._judge(rows[places])
-            keys[places] = self._keys.take(rows[places])
+        due = stale[self._ceilings.take(rows.take(stale)) > floor]
+        if len(due) and floor:
+            due = due[self._bounds(rows.take(due)) > floor]
+        if len(due):
+            self._judge(rows.take(due))
+            keys[due] = self._keys.take(rows.take(due))
+
+    def _bounds(self, rows: Rows) -> Keys:
+        """Return what these nodes may be worth at most, by the first tier that changes with what is booked."""
+        near, leading = Near(self._snapshot, rows), len(self._leading)
+        sums = [one.take(rows) for one in self._leading]
+        sums += [self._sum(tier, near, self.ask, rows) for tier in self.policies.tiers[leading : leading + 1]]
+        return self._written(sums, np.full(len(rows), _LAST, np.uint32), None)
 
     def _judge(self, rows: Rows) -> None:
         """Judge these nodes anew; all of them pass what Node objects say."""
-        ask = self.ask
-        if "allowed" in self._live:
+        ask, near = self.ask, Near(self._snapshot, rows)
+        if any(name == "allowed" for _, name in self._live):
             ask = replace(ask, allowed=ask.allowed[rows])
-        verdict = judge(Near(self._snapshot, rows), ask, self._mix, self.policies, self._live)
-        verdict.known.update({name: score.take(rows) for name, score in self._known.items()})
-        first, passes = verdict.failed.first, verdict.passes
-        self._keys[rows] = self._written(
-            list(verdict.tiers()), _LAST - self._snapshot.rank.take(rows).astype(np.int64), passes
-        )
-        self._first[rows] = np.where(passes, first, first + len(self._static))
+        found = [(at, mask(near, ask, self._mix)) for at, mask in self._checks]
+        passes = np.ones(len(rows), np.bool_)
+        for _, one in found:
+            passes &= one
+        first = np.full(len(rows), -1, np.int8)
+        if not passes.all():
+            for at, one in reversed(found):
+                first[~one] = at
+        sums = [self._sum(tier, near, ask, rows) for tier in self.policies.tiers]
+        last = _LAST - self._snapshot.rank.take(rows).astype(np.int64)
+        self._keys[rows] = self._written(sums, last, passes)
+        self._first[rows] = first
         self._seen[rows] = self._snapshot.generation.take(rows)
 
-    def _written(self, sums: list[FloatArray], last: npt.NDArray[np.integer], passes: BoolArray) -> Keys:
+    def _sum(self, tier: Tier, near: Snapshot, ask: Ask, rows: Rows) -> FloatArray:
+        known = self._known
+        return combine.tier_sum(
+            [
+                (weight, known[name].take(rows) if name in known else SCORES[name](near, ask, self._mix))
+                for name, weight in tier
+            ]
+        )
+
+    def _written(self, sums: list[FloatArray], last: npt.NDArray[np.integer], passes: BoolArray | None) -> Keys:
         """Write keys: non-negative float32 compare as their big-endian bytes do; a sum that is missing is the most."""
         raw = np.empty((len(last), self._bytes // 4), ">u4")
         raw[:, len(sums) : -1] = _LAST
@@ -169,7 +194,8 @@ class Board:
             floats[:, at] = one
         raw[:, -1] = last
         keys = raw.view(f"S{self._bytes}")[:, 0]
-        keys[~passes] = b""
+        if passes is not None:
+            keys[~passes] = b""
         return keys
 
 

@@ -101,6 +101,20 @@ SCORES: dict[str, Score] = {
 STATIC_SCORES = frozenset({"keep-scarce"})
 """Scores that read only what Node objects say, of the whole cluster; the others look at one node alone."""
 
+_TELLS_APART: dict[str, frozenset[Kind]] = {
+    "keep-scarce": _DEVICES,
+    "least-loss": frozenset({Kind.MIG}),
+    "fill-tightest": frozenset({Kind.SHARE}),
+    "least-fragment": frozenset({Kind.NONE, Kind.WHOLE, Kind.SHARE}),
+    "one-group": frozenset({Kind.WHOLE}),
+}
+
+
+def told_apart_by(score: str) -> frozenset[Kind]:
+    """Return the kinds of asks for which a score prefers anything; for the others all nodes are alike."""
+    return _TELLS_APART.get(score, _ANY)
+
+
 DEFAULT_MASKS = TURN_MASKS = tuple(MASKS)
 """What a decision on the whole cluster must pass."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from scheduler.decision.catalog import (
     TURN_MASKS,
     asks_of,
     read_policies,
+    told_apart_by,
 )
 from scheduler.decision.near import Near
 from scheduler.decision.pipeline import Policies, judge
@@ -67,6 +69,8 @@ def test_it_says_what_a_verdict_says_whatever_changes(
         check(board.turn(snapshot, wanted, mix, layout), snapshot, wanted, mix, data)
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         fresh = columns(rng, snapshot.nodes, snapshot.slots)
+        names: tuple[str, ...] = ()
+        some = np.arange(0)
         match data.draw(st.sampled_from(["booked", "booked", "booked", "node", "mix"])):
             case "booked":
                 names, some = BOOKED, np.flatnonzero(rng.random(snapshot.nodes) < 0.4)
@@ -74,7 +78,7 @@ def test_it_says_what_a_verdict_says_whatever_changes(
                 names, some = tuple(fresh), np.arange(snapshot.nodes)
                 layout += 1
             case _:
-                names, some, mix = (), np.arange(0), mixes(rng)
+                mix = mixes(rng)
         for name in names:
             live[name][..., some] = fresh[name][..., some]
         live["generation"][some] = generation
@@ -82,20 +86,32 @@ def test_it_says_what_a_verdict_says_whatever_changes(
 
 def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
+    judge_rows = Board._judge
 
-    def near(snapshot: Snapshot, rows: np.ndarray) -> Near:
+    def noted(board: Board, rows: np.ndarray) -> None:
         judged.extend(rows.tolist())
-        return Near(snapshot, rows)
+        judge_rows(board, rows)
 
-    monkeypatch.setattr(boards, "Near", near)
-    snapshot = cluster("T4 ..", "H100 x.", "H100 ..", "H100 ..", "A100 x.", "observed replicas ..")
-    board = Board(Policies(), FILTER_MASKS).turn(snapshot, ask(1, nodes=6), empty_mix(4), 1)
-    assert board.best(np.arange(6), 1).tolist() == [1]
-    assert judged == [0, 1, 2, 3, 4]
-    snapshot.generation.base[:] = 7
-    board._judge(np.asarray([1, 2, 3]))
+    monkeypatch.setattr(Board, "_judge", noted)
+    drawn = cluster("T4 ..", "H100 x.", "H100 ..", "H100 ..", "A100 x.", "observed replicas ..")
+    generation, mix = np.zeros(6, np.int64), empty_mix(4)
+    board, asked = Board(Policies(), FILTER_MASKS), (replace(drawn, generation=generation), ask(1, nodes=6), mix, 1)
+    assert board.turn(*asked).best().tolist() == [1]
+    assert judged == [0, 1, 2, 3, 4], "all that Node objects allow"
     judged.clear()
-    assert board.turn(snapshot, ask(1, nodes=6), empty_mix(4), 1).best(np.arange(6), 1).tolist() == [1]
+    generation[[0, 4, 5]] = 7
+    assert board.turn(*asked).best().tolist() == [1]
+    assert not judged, "their models are not as common as that of the best"
+    generation[3] = 7
+    assert board.turn(*asked).best().tolist() == [1]
+    assert not judged, "a look at what would be left is enough"
+    generation[1] = 7
+    assert board.turn(*asked).best().tolist() == [1]
+    assert judged == [1, 3], "nothing is known to be better"
+    judged.clear()
+    assert board.tidy(asked[0], mix, 1)
+    assert judged == [0, 4]
+    assert not board.tidy(asked[0], mix, 1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -127,6 +143,14 @@ def test_masks_pass_every_node_for_asks_they_are_not_for(world: tuple[Snapshot, 
     snapshot, wanted, mix = world
     for name, mask in MASKS.items():
         assert wanted.kind in asks_of(name) or mask(snapshot, wanted, mix).all(), name
+
+
+@settings(max_examples=200, deadline=None)
+@given(world=worlds())
+def test_scores_are_the_same_everywhere_for_asks_they_do_not_tell_apart(world: tuple[Snapshot, Ask, Mix]) -> None:
+    snapshot, wanted, mix = world
+    for name, score in SCORES.items():
+        assert wanted.kind in told_apart_by(name) or len(set(score(snapshot, wanted, mix).tolist())) <= 1, name
 
 
 def test_a_node_named_twice_is_one_node() -> None:
