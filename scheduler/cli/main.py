@@ -50,6 +50,9 @@ def serve(
     extender_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     extender_client_ca: Annotated[Path | None, typer.Option(help="CA of kube-scheduler's certificate.")] = None,
     api: Annotated[str, typer.Option(help="HOST:PORT for people; loopback.")] = "127.0.0.1:8080",
+    webhook: Annotated[str, typer.Option(help="HOST:PORT for kube-apiserver's admission; none by default.")] = "",
+    tls_cert: Annotated[Path | None, typer.Option(help="Its certificate (PEM); by default one of its own.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus and probes.")] = "127.0.0.1:9090",
 ) -> None:
     """Run Tessera beside a kube-scheduler; prints one JSON line when ready."""
@@ -67,6 +70,9 @@ def serve(
             extender_tls_cert=extender_tls_cert,
             extender_tls_key=extender_tls_key,
             extender_client_ca=extender_client_ca,
+            webhook=webhook,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
             api=api,
             metrics=metrics,
         )

@@ -7,12 +7,15 @@ import contextlib
 import gc
 import os
 import signal
+import ssl
 import sys
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import orjson
 import structlog
@@ -28,17 +31,24 @@ from scheduler.errors import ConfigError
 from scheduler.ids import random_ids
 from scheduler.kube.lease import Occupancy
 from scheduler.kube.port import Cluster
+from scheduler.loops import forever
 from scheduler.store.store import Store
 from scheduler.store.writer import ThreadedWriter
 from scheduler.web.patience import GuardedRunner
 from scheduler.web.routes import api_app, extender_app, metrics_app
-from scheduler.web.tls import Files, MutualTlsSite, RotatingContext
+from scheduler.web.tls import Files, MutualTlsSite, RotatingContext, TlsSite
+from scheduler.web.webhook import Webhook, webhook_app
 
 from .places import default_url, make_state_folder
+
+if TYPE_CHECKING:
+    from scheduler.certificates import SharedCertificate
 
 log = structlog.get_logger(__name__)
 
 STOP_S = 6.0
+EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - addresses that no certificate names
+CERTIFICATE_S = 60.0  # how often the shared certificate is looked at
 HANG_UP_S = 0.5  # twice this for each listener, for clients that never finish what they began
 
 
@@ -57,6 +67,9 @@ class Options:
     extender_tls_cert: Path | None = None
     extender_tls_key: Path | None = None
     extender_client_ca: Path | None = None
+    webhook: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     def tls(self) -> Files | None:
         """Return the extender's TLS files, None when it speaks plain HTTP. Raises typer.BadParameter."""
@@ -67,6 +80,14 @@ class Options:
             return None
         raise typer.BadParameter("--extender-tls-cert, --extender-tls-key and --extender-client-ca belong together")
 
+    def webhook_tls(self) -> Files | None:
+        """Return the webhook's TLS files, None when it makes its own certificate. Raises typer.BadParameter."""
+        if self.tls_cert is not None and self.tls_key is not None and self.webhook:
+            return Files(self.tls_cert, self.tls_key)
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        raise typer.BadParameter("--tls-cert and --tls-key belong together, and to --webhook")
+
 
 def run(options: Options) -> None:
     """Serve until SIGTERM or SIGINT. Raises typer.Exit or TesseraError."""
@@ -75,6 +96,7 @@ def run(options: Options) -> None:
     if options.tls() is None:
         loopback(options.extender, "--extender", "or name the three TLS files, which let it listen anywhere")
     loopback(options.api, "--api")
+    options.webhook_tls()
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 - optional, extra [fast]
 
@@ -134,23 +156,23 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
         loop.add_signal_handler(number, stop.set)
     runners: list[web.AppRunner] = []
     try:
+        names = app.settings.extender.clientNames
+        site = partial(MutualTlsSite, context=tls, allowed=names) if tls else web.TCPSite
         urls = [
-            await _listen(runners, part, address, context, app.settings.extender.clientNames)
-            for part, address, context in (
-                (extender_app(app.extender, app.views), options.extender, tls),
-                (api_app(app.views), options.api, None),
-                (metrics_app(app.views), options.metrics, None),
-            )
+            await _listen(runners, extender_app(app.extender, app.views), options.extender, site),
+            await _listen(runners, api_app(app.views), options.api),
+            await _listen(runners, metrics_app(app.views), options.metrics),
         ]
+        hook, certificate = await _listen_webhook(runners, app, options) if options.webhook else (None, None)
         ends = [loop.create_task(work) for work in (occupancy.run(), app.crew.failed(), stop.wait())]
-        starting = loop.create_task(app.start())
+        starting = loop.create_task(_begin(app, certificate))
         try:
             await asyncio.wait({*ends, starting}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
                 gc.freeze()  # with what little garbage there is: to look for it takes a third of a second
                 gc.enable()
-                _say_ready(urls)
+                _say_ready(urls, hook)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             over = [task for task in ends if task.done()]
@@ -164,6 +186,14 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
             await runner.cleanup()
 
 
+async def _begin(app: App, certificate: SharedCertificate | None) -> None:
+    """Start; returns when ready."""
+    await app.start()
+    if certificate is not None:
+        await certificate.step()
+        app.crew.spawn(forever("certificate", certificate.step, app.clock, CERTIFICATE_S))
+
+
 async def _stop(app: App, occupancy: Occupancy) -> None:
     """End in good order, but not later than we were told to."""
     try:
@@ -174,14 +204,14 @@ async def _stop(app: App, occupancy: Occupancy) -> None:
         log.warning("stop.cut_short", seconds=STOP_S)
 
 
-def _say_ready(urls: list[str]) -> None:
+def _say_ready(urls: list[str], webhook: str | None) -> None:
     extender, api, metrics = urls
     line = {
         "ready": True,
         "pid": os.getpid(),
         "extender": f"{extender}/scheduler",
         "api": api,
-        "webhook": None,
+        "webhook": webhook,
         "agents": None,
         "metrics": f"{metrics}/metrics",
     }
@@ -189,26 +219,44 @@ def _say_ready(urls: list[str]) -> None:
     sys.stdout.flush()
 
 
+async def _listen_webhook(
+    runners: list[web.AppRunner], app: App, options: Options
+) -> tuple[str, SharedCertificate | None]:
+    """Listen for kube-apiserver; return the URL to call, and the certificate where Tessera makes its own."""
+    listener = webhook_app(Webhook(app.metrics.registry))
+    own: SharedCertificate | None = None
+    if files := options.webhook_tls():
+        context: ssl.SSLContext = RotatingContext.of(files)
+    else:
+        from scheduler.certificates import SharedCertificate, service_names  # noqa: PLC0415 - dear, and only for this
+
+        host, namespace = split(options.webhook)[0], app.settings.namespace
+        names = [*service_names(namespace), *([] if host in EVERYWHERE else [host])]
+        own = SharedCertificate(None if options.embedded else app.cluster, app.clock, namespace, names)
+        context = own.context
+    url = await _listen(runners, listener, options.webhook, partial(TlsSite, context=context))
+    return f"{url}/mutate", own
+
+
 async def _listen(
     runners: list[web.AppRunner],
     app: web.Application,
     address: str,
-    tls: RotatingContext | None,
-    allowed: Collection[str],
+    make: Callable[[web.AppRunner, str, int], web.BaseSite] = web.TCPSite,
 ) -> str:
     host, port = split(address)
     runner = GuardedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HANG_UP_S)
     await runner.setup()
     runners.append(runner)
     try:
-        site = MutualTlsSite(runner, host, port, context=tls, allowed=allowed) if tls else None
-        await (site or web.TCPSite(runner, host, port)).start()
+        site = make(runner, host, port)
+        await site.start()
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)  # without asyncio's preamble
         raise ConfigError(f"cannot listen on {address}: {why}; choose another port") from error
     bound = runner.addresses[0]
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-    return f"{'https' if tls else 'http'}://{shown}:{bound[1]}"
+    return f"{'https' if isinstance(site, TlsSite) else 'http'}://{shown}:{bound[1]}"
 
 
 def split(address: str) -> tuple[str, int]:

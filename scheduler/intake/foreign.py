@@ -95,8 +95,8 @@ def _from_hami(containers: Sequence[Container], notes: Mapping[str, str]) -> Tra
     if not sizes:
         return Translation(resources)
     mib, milli = next(iter(sizes.values()))
-    said = f"{GPU}, {HAMI_MEMORY}, {HAMI_PERCENT} and {HAMI_CORES} were read as {SHARE}"
-    return Translation(resources, _size_notes(mib, milli, notes), (), (_warning(said, mib, milli),))
+    warning = _warning(f"HAMi's resources were read as {SHARE}", mib, milli)
+    return Translation(resources, _size_notes(mib, milli, notes), (), (warning,))
 
 
 def _hami_size(needs: Needs) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""The extender's listener over TLS 1.3: who connects shows a certificate of our own CA that names an allowed client.
+"""Listeners over TLS 1.3. The extender's clients show a certificate of our own CA that names an allowed one of them.
 
-Invariant: a stranger is turned away when the connection is made, so not one byte of a request of theirs is read.
+Invariant: a stranger to the extender is turned away when the connection is made, so not one byte of a request of theirs
+is read.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ _REFUSAL = b"\r\n".join(
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the listener's certificate chain, its key and the CA of its clients are, in PEM."""
+    """Where a listener's certificate chain, key and the CA of its clients are, in PEM; without a CA all may come."""
 
     cert: Path
     key: Path
-    client_ca: Path
+    client_ca: Path | None = None
 
     def stamp(self) -> _Stamp:
         """Return what changes when one of the files is replaced. Raises OSError."""
-        found = (path.stat() for path in (self.cert, self.key, self.client_ca))
+        found = (path.stat() for path in (self.cert, self.key, self.client_ca) if path is not None)
         return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in found)
 
     def load(self) -> ssl.SSLContext:
@@ -61,11 +62,12 @@ class Files:
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_mode = ssl.CERT_REQUIRED
         context.num_tickets = 0  # each connection shows its certificate anew
         context.set_alpn_protocols(list(ALPN))
         context.load_cert_chain(self.cert, self.key, password=lambda: "")  # never asks at a terminal
-        context.load_verify_locations(cafile=self.client_ca)
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cafile=self.client_ca)
         return context
 
 
@@ -91,8 +93,8 @@ class RotatingContext(ssl.SSLContext):
         try:
             made._stamp, made._current = files.stamp(), files.load()
         except (OSError, ValueError) as error:
-            names = f"{files.cert}, {files.key} and {files.client_ca}"
-            raise ConfigError(f"the extender's TLS files {names} cannot be used: {error}") from error
+            names = ", ".join(str(path) for path in (files.cert, files.key, files.client_ca) if path is not None)
+            raise ConfigError(f"the TLS files {names} cannot be used: {error}") from error
         return made
 
     def current(self) -> ssl.SSLContext:
@@ -143,8 +145,47 @@ class _Door(asyncio.Protocol):
         transport.close()
 
 
-class MutualTlsSite(web.BaseSite):
-    """A TCP site of an aiohttp runner behind mutual TLS and a list of clients."""
+class TlsSite(web.BaseSite):
+    """A TCP site of an aiohttp runner behind TLS, with less patience for a handshake than asyncio's own minute."""
+
+    def __init__(self, runner: web.AppRunner, host: str, port: int, *, context: ssl.SSLContext) -> None:
+        """Choose the place; nothing listens yet.
+
+        Args:
+            runner: after its `setup`.
+            host: address to listen on.
+            port: 0 takes a free one.
+            context: of the listener's certificate.
+        """
+        super().__init__(runner, ssl_context=context)
+        self._host, self._port = host, port
+
+    @property
+    def name(self) -> str:
+        """Where it listens, as a URL."""
+        return f"https://{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
+        await super().start()
+        within = self._runner.server
+        assert within is not None, "a runner that was set up"
+        self._server = await asyncio.get_running_loop().create_server(
+            self._door(within),
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=HANDSHAKE_S,
+            ssl_shutdown_timeout=SHUTDOWN_S,
+        )
+
+    def _door(self, within: Callable[[], asyncio.BaseProtocol]) -> Callable[[], asyncio.BaseProtocol]:
+        """Return what takes a connection whose handshake is done."""
+        return within
+
+
+class MutualTlsSite(TlsSite):
+    """A TCP site behind mutual TLS and a list of clients."""
 
     def __init__(
         self, runner: web.AppRunner, host: str, port: int, *, context: RotatingContext, allowed: Collection[str]
@@ -158,25 +199,9 @@ class MutualTlsSite(web.BaseSite):
             context: of the listener's files.
             allowed: DNS names, without regard to case, or URIs, one of which a client's certificate must carry.
         """
-        super().__init__(runner, ssl_context=context)
-        self._host, self._port = host, port
+        super().__init__(runner, host, port, context=context)
         self._allowed = frozenset(name if ":" in name else name.lower() for name in allowed)
 
-    @property
-    def name(self) -> str:
-        """Where it listens, as a URL."""
-        return f"https://{self._host}:{self._port}"
-
-    async def start(self) -> None:
-        """Listen. Raises OSError."""
-        await super().start()
-        within = self._runner.server
-        assert within is not None, "a runner that was set up"
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Door(within, self._allowed),
-            self._host,
-            self._port,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=HANDSHAKE_S,
-            ssl_shutdown_timeout=SHUTDOWN_S,
-        )
+    def _door(self, within: Callable[[], asyncio.BaseProtocol]) -> Callable[[], asyncio.BaseProtocol]:
+        """Return what asks for a name first."""
+        return lambda: _Door(within, self._allowed)
