@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import sharing
-from .columns import I32, I64, Ask, BoolArray, FloatArray, Kind, Mix, Snapshot
+from .columns import I32, I64, Ask, BoolArray, FloatArray, Kind, Mix, Mode, Snapshot
 from .fit import free_devices
 
 WHOLE_MILLI = 1000
@@ -112,3 +112,21 @@ def _taken(snapshot: Snapshot, ask: Ask, free: I32) -> I32 | int:
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(free.shape[0])[:, None], axis=0)
     return np.where(fits & (place < ask.count), np.minimum(sharing.sizes(snapshot, ask)[1], free), 0).astype(np.int32)
+
+
+def expected_fragment(snapshot: Snapshot, mix: Mix) -> tuple[npt.NDArray[np.float64], I64]:
+    """Return what of each node's free GPU is of no use for requests like those of late, and all that is free.
+
+    Returns:
+        Two ``[N]`` in milli, the first at most the second; zeros in the first while nothing was seen. Free is what is
+        open to whole and shared use; on observed nodes as many devices as they have tokens left.
+    """
+    blocked = snapshot.health | snapshot.mig_mode.view(np.uint8)
+    free = np.maximum(snapshot.milli_free, 0) * (snapshot.exists.view(np.uint8) > blocked)
+    free *= (snapshot.mode == Mode.EXACT) | ((free > 0).cumsum(axis=0) <= snapshot.gpus_free)
+    idle = np.add.reduce(free, axis=0, dtype=np.int64)
+    classes = heaviest(mix)
+    if not len(classes.weight):
+        return np.zeros(snapshot.nodes, np.float64), idle
+    lost = useless(snapshot.model, snapshot.memory_mib_total, free[None], snapshot.cpu_milli_free[None], classes)[0]
+    return np.asarray(np.clip(lost, 0, idle), np.float64), idle

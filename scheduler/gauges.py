@@ -7,14 +7,15 @@ Invariant: whatever nodes and queues are called, there are at most `MODELS_MAX` 
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from policies.columns import BoolArray, Health, Mode, Snapshot, Use
+from policies.columns import BoolArray, Health, Mix, Mode, Snapshot, Use
+from policies.fragmentation import expected_fragment
 from scheduler import GPU
 from scheduler.decision.reasons import OF_REQUEST, REASONS
 from scheduler.desk import Desk
@@ -27,6 +28,9 @@ STATES = ("allocated", "free", "reserved", "unhealthy", "draining")
 CAUSES = ("cordoned", "unnamed", "cpu", "memory", "pods")
 LEAST_CPU_MILLI, LEAST_MEMORY = 1000, 1 << 30
 """A node with less than one core or one GiB left hardly takes another GPU pod: its free GPUs are stranded."""
+
+NODES_AT_ONCE = 512
+"""Nodes whose fragment is looked at before others may run: about a millisecond."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -66,7 +70,7 @@ class _Devices:
 
 
 def capacity(registry: Registry) -> Iterable[Metric]:
-    """Yield GPUs by model and state, free GPUs that nothing can use by cause, and static MIG slices by profile."""
+    """Yield GPUs by model and state, free GPUs that nothing can use by cause, MIG slices, and what was passed over."""
     snapshot = registry.snapshot()
     causes = _causes(registry, snapshot)
     states: Tally[tuple[str, str]] = Tally()
@@ -81,6 +85,43 @@ def capacity(registry: Registry) -> Iterable[Metric]:
     text = "Free GPUs on nodes that can hardly take a pod, by what is lacking."
     yield gauge("gpu_stranded", text, ("model", "cause"), _relabelled(stranded, names))
     yield _instances(registry, snapshot)
+    text = "Objects that are there and could not be taken in; the log names each."
+    kinds = Tally(kind for kind, _ in registry.poison)
+    yield gauge("poison_objects", text, ("kind",), {(kind,): kinds[kind] for kind in ("nodes", "pods")})
+
+
+def fragmentation(registry: Registry, mix: Callable[[], Mix]) -> Iterator[Metric | None]:
+    """Yield what part of the free GPUs is of no use for requests like those of late; None where others may run first.
+
+    A node counts for the model of its first device.
+    """
+    snapshot, models = registry.snapshot(), registry.columns.models.names
+    gpus, useless, idle = Tally[str](), Tally[str](), Tally[str]()
+    for start in range(0, snapshot.nodes if snapshot.slots else 0, NODES_AT_ONCE):
+        some = snapshot.take(slice(start, start + NODES_AT_ONCE))
+        first = np.take_along_axis(some.model, some.exists.argmax(axis=0)[None], axis=0)[0]
+        lost, free = expected_fragment(some, mix())  # asked for anew: a model that came meanwhile must be in it
+        for code in np.unique(first[some.exists.any(axis=0)]).tolist():
+            here = first == code
+            model = models[code].partition("|")[0] or "unknown"
+            gpus[model] += int(some.exists[:, here].sum())
+            useless[model] += int(lost[here].sum())
+            idle[model] += int(free[here].sum())
+        yield None
+    names = kept(gpus, MODELS_MAX)
+    lost_by, free_by = (_summed(milli, names) for milli in (useless, idle))
+    text = "Part of the free GPUs that requests like those of late could not use, 0 to 1; 0 while none came."
+    ratios: dict[tuple[str, ...], float] = {
+        (name,): lost_by[name] / free if free else 0.0 for name, free in free_by.items()
+    }
+    yield gauge("gpu_fragmentation_ratio", text, ("model",), ratios)
+
+
+def _summed(counts: Mapping[str, int], names: Mapping[str, str]) -> Tally[str]:
+    summed: Tally[str] = Tally()
+    for name, count in counts.items():
+        summed[names[name]] += count
+    return summed
 
 
 def line(desk: Desk) -> Iterable[Metric]:

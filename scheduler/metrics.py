@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 
 from scheduler.clock import Clock
 from scheduler.desk import Desk
-from scheduler.gauges import capacity, gauge, line
+from scheduler.gauges import capacity, fragmentation, gauge, line
 from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.model.reservation import Change, Event, State
 from scheduler.settling import Writer
@@ -97,7 +97,8 @@ class Metrics:
         if self._gauges is not None:
             read: list[Metric] = []
             for metric in self._gauges.read():
-                read.append(metric)
+                if metric is not None:
+                    read.append(metric)
                 await self._clock.sleep(0)
             self._gauges.kept = read
 
@@ -133,11 +134,13 @@ class _Gauges:
     def collect(self) -> Iterable[Metric]:
         return self.kept
 
-    def read(self) -> Iterable[Metric]:
+    def read(self) -> Iterable[Metric | None]:
+        """Yield the gauges, and None where others may run in the midst of one."""
         yield gauge("build_info", "Version of the running Tessera.", ("version",), {(self._version,): 1})
         yield gauge("inventory_age_seconds", "Time since the API server was last heard.", (), {(): self._age_s()})
         yield gauge("drift_devices", "Findings of the last audit.", (), {(): len(self._findings())})
         yield from capacity(self._desk.registry)
+        yield from fragmentation(self._desk.registry, self._desk.mix)
         yield from line(self._desk)
         tally = Tally(row.state for row in self._desk.book.rows.values())
         states: dict[tuple[str, ...], float] = {

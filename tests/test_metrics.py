@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from policies.columns import Health
-from scheduler import geometry
+from scheduler import gauges, geometry
 from scheduler.clock import RealClock
 from scheduler.decision.pipeline import Policies
 from scheduler.decision.reasons import REASONS
@@ -133,6 +133,49 @@ async def test_free_gpus_that_nothing_can_use_are_stranded_for_one_cause(scene: 
     }
 
 
+async def test_free_gpus_of_no_use_for_what_is_asked_lately_are_fragments(scene: Scene) -> None:
+    for name in ("one", "two"):
+        scene.node(name)
+    scene.node("other", product="Tesla-T4", gpus=4)
+    scene.node("full", product="NVIDIA-A100-SXM4-80GB", gpus=1)
+    scene.bound("a", "one", 6)
+    scene.bound("b", "two", 3)
+    scene.bound("c", "full", 1)
+    ratio = "tessera_gpu_fragmentation_ratio"
+    assert set((await scene.samples(ratio)).values()) == {0.0}
+    for gpus in (1, 4, 4, 4):
+        scene.desk.arrivals.learn(read_pod(raw_pod("came", gpus)).request, scene.desk.clock.wall_us())
+    scene.desk.arrivals.learn(read_pod(raw_pod("came", 0)).request, scene.desk.clock.wall_us())
+    scene.desk.arrivals._since = 32
+    assert await scene.samples(ratio) == {
+        (H100,): pytest.approx(0.75 * 2 / 7),
+        ("Tesla-T4",): 0.0,
+        ("NVIDIA-A100-SXM4-80GB",): 0.0,
+    }
+
+
+async def test_a_scrape_of_a_large_cluster_lets_others_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "NODES_AT_ONCE", 2)
+    for number in range(7):
+        scene.node(f"n{number}")
+    read = list(gauges.fragmentation(scene.desk.registry, scene.desk.mix))
+    assert [metric is None for metric in read] == [True] * 4 + [False]
+
+
+async def test_a_model_that_comes_during_a_scrape_is_no_trouble(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "NODES_AT_ONCE", 1)
+    scene.node("first")
+    scene.node("second")
+    scene.desk.arrivals.learn(read_pod(raw_pod("came", 1)).request, scene.desk.clock.wall_us())
+    reading = gauges.fragmentation(scene.desk.registry, scene.desk.mix)
+    assert next(reading) is None
+    scene.desk.registry.remove_node("second", scene.desk.registry.nodes["second"].uid)
+    scene.node("third", product="Tesla-T4")
+    *_, metric = reading
+    assert metric is not None
+    assert {sample.labels["model"] for sample in metric.samples} == {H100, "Tesla-T4"}
+
+
 async def test_static_mig_slices_are_counted_where_the_plugin_offers_them(scene: Scene) -> None:
     scene.node("seen", mode="observed", slices={"nvidia.com/mig-1g.10gb": "7"})
     raw = raw_pod("one", 0, node="seen")
@@ -206,11 +249,13 @@ async def test_names_and_labels_are_those_promised(scene: Scene) -> None:
         "tessera_inventory_age_seconds": set(),
         "tessera_gpus": {"model", "state"},
         "tessera_gpu_stranded": {"model", "cause"},
+        "tessera_gpu_fragmentation_ratio": {"model"},
         "tessera_mig_instances": {"profile", "state"},
         "tessera_queue_depth": {"queue", "class"},
         "tessera_queue_oldest_seconds": {"queue"},
         "tessera_allocations": {"outcome"},
         "tessera_drift_devices": set(),
+        "tessera_poison_objects": {"kind"},
         "tessera_requests": {"state"},
     }
 
