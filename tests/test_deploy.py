@@ -14,9 +14,12 @@ import yaml
 
 from bench.kube_binaries import kube_version
 from bench.manifests import BASE, pick, read_base
+from scheduler.certificates import CONFIGURATION, SECRET, service_names
 
 DOCUMENTS = read_base()
 ACCOUNT = "system:serviceaccount:tessera-system:tessera"
+MANAGED = {"matchLabels": {"tessera.dev/managed": "true"}}
+WEBHOOK = pick(DOCUMENTS, "MutatingWebhookConfiguration", "tessera")
 GUARDED = {"tessera.dev/allocation", "tessera.dev/touch", "tessera.dev/request"}
 
 
@@ -100,9 +103,73 @@ def test_the_extender_and_the_api_listen_on_loopback_in_the_same_pod() -> None:
     assert "--extender=127.0.0.1:8888" in arguments
     assert "--api=127.0.0.1:8080" in arguments
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod_spec())
-    assert not [one for one in DOCUMENTS if one["kind"] == "Service"]
     (rule,) = pick(DOCUMENTS, "NetworkPolicy", "tessera")["spec"]["ingress"]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 9090}]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 9090}, {"protocol": "TCP", "port": 8443}]
+
+
+def test_the_only_service_leads_kube_apiserver_to_the_webhook() -> None:
+    (service,) = [one for one in DOCUMENTS if one["kind"] == "Service"]
+    assert (
+        service["spec"]["selector"].items()
+        <= pick(DOCUMENTS, "Deployment", "tessera")["spec"]["template"]["metadata"]["labels"].items()
+    )
+    (port,) = service["spec"]["ports"]
+    named = {one["name"]: one["containerPort"] for one in container("tessera")["ports"]}
+    assert f"--webhook=0.0.0.0:{named[port['targetPort']]}" in container("tessera")["args"]
+    (hook,) = WEBHOOK["webhooks"]
+    called = hook["clientConfig"]["service"]
+    assert (called["namespace"], called["name"]) == (service["metadata"]["namespace"], service["metadata"]["name"])
+    assert (called["port"], called["path"]) == (port["port"], "/mutate")
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert host in service_names(service["metadata"]["namespace"])
+    assert "caBundle" not in hook["clientConfig"]  # applying the base again must not take away what Tessera wrote
+
+
+def test_the_webhook_blocks_nobody_and_acts_in_managed_namespaces_alone() -> None:
+    (hook,) = WEBHOOK["webhooks"]
+    assert (hook["failurePolicy"], hook["timeoutSeconds"], hook["sideEffects"]) == ("Ignore", 2, "None")
+    assert hook["reinvocationPolicy"] == "IfNeeded"
+    assert hook["namespaceSelector"] == MANAGED
+    (rule,) = hook["rules"]
+    assert (rule["operations"], rule["resources"]) == (["CREATE"], ["pods"])
+    assert WEBHOOK["metadata"]["name"] == CONFIGURATION
+    exempt = {"not-placed", "not-mirror", "not-a-kubelet"}
+    conditions = {one["name"]: one["expression"] for one in hook["matchConditions"]}
+    line = pick(DOCUMENTS, "ValidatingAdmissionPolicy", "tessera-v3-line")["spec"]["matchConditions"]
+    assert {name: conditions[name] for name in exempt} == {
+        one["name"]: one["expression"] for one in line if one["name"] in exempt
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"), [("tessera-v2-gate", "UPDATE"), ("tessera-v3-line", "CREATE")], ids=["V2", "V3"]
+)
+def test_policies_v2_and_v3_act_in_managed_namespaces_alone(name: str, verb: str) -> None:
+    spec = pick(DOCUMENTS, "ValidatingAdmissionPolicy", name)["spec"]
+    assert spec["failurePolicy"] == "Fail"
+    assert spec["matchConstraints"]["namespaceSelector"] == MANAGED
+    (rule,) = spec["matchConstraints"]["resourceRules"]
+    assert (rule["operations"], rule["resources"]) == ([verb], ["pods"])
+    binding = pick(DOCUMENTS, "ValidatingAdmissionPolicyBinding", name)["spec"]
+    assert binding == {"policyName": name, "validationActions": ["Deny"]}
+
+
+def test_the_certificate_is_kept_where_tessera_looks_for_it() -> None:
+    secret = pick(DOCUMENTS, "Secret", SECRET)
+    assert not {"data", "stringData"} & set(secret)
+    (rule,) = pick(DOCUMENTS, "Role", "tessera-webhook")["rules"]
+    assert (rule["resources"], rule["resourceNames"], rule["verbs"]) == (["secrets"], [SECRET], ["get", "update"])
+
+
+def test_nobody_is_bound_to_break_glass() -> None:
+    bound = {one["roleRef"]["name"] for one in DOCUMENTS if one["kind"].endswith("RoleBinding")}
+    assert "tessera-release" not in bound
+    holders = [
+        one["metadata"]["name"]
+        for one in DOCUMENTS
+        if one["kind"] in {"Role", "ClusterRole"} and any("holds" in rule["resources"] for rule in one["rules"])
+    ]
+    assert holders == ["tessera-release"]
 
 
 def test_one_writer_on_a_volume_that_outlives_the_pod() -> None:
@@ -160,7 +227,10 @@ def test_roles_grant_nothing_wholesale() -> None:
     assert rules
     for rule in rules:
         assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-        assert not {"secrets", "pods/exec", "serviceaccounts/token"} & set(rule["resources"])
+        if {"secrets", "mutatingwebhookconfigurations"} & set(rule["resources"]):
+            assert rule["resourceNames"]
+            assert set(rule["verbs"]) <= {"get", "update", "patch"}
+        assert not {"pods/exec", "serviceaccounts/token"} & set(rule["resources"])
 
 
 def test_policy_v1_covers_every_path_by_which_an_annotation_reaches_a_pod() -> None:
