@@ -202,6 +202,24 @@ def hostile(
 
 
 @app.command()
+def admission(
+    *,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the pods.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Create every pod of a table on a real API server, while the webhook is up and while it is down."""
+    from bench.admission import AdmissionError, run_admission  # noqa: PLC0415 - as in cluster
+    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
+    from bench.product import ProductError  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = asyncio.run(run_admission(seed, _narrator()))
+    except (AdmissionError, ProductError, UnavailableError) as error:
+        report = {"seed": seed, "ok": False, "error": str(error)}
+    _finish(report, as_json=as_json)
+
+
+@app.command()
 def check(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Also those that need a real control plane.")] = False,

@@ -29,6 +29,7 @@ class Product:
     Attributes:
         db: the database URL, the same for every start.
         extender: urlPrefix of the running process, empty before the first start; `api` likewise for people.
+        webhook: what kube-apiserver calls, empty when it was not asked for.
         ready_s: seconds from each start to its ready line.
     """
 
@@ -42,7 +43,7 @@ class Product:
         self._kubeconfig = kubeconfig
         self._child: Child | None = None
         self.db = f"sqlite:///{folder / 'tessera.db'}"
-        self.extender = self.api = ""
+        self.extender = self.api = self.webhook = ""
         self.ready_s: list[float] = []
 
     async def start(self) -> None:
@@ -64,7 +65,7 @@ class Product:
                 raise ProductError(f"Tessera not ready after {READY_S:.0f} s; the end of {log}:\n{child.tail()}")
             await CLOCK.sleep(_POLL_S)
         self.ready_s.append(time.monotonic() - begun)
-        self.extender, self.api = str(line["extender"]), str(line["api"])
+        self.extender, self.api, self.webhook = str(line["extender"]), str(line["api"]), str(line["webhook"] or "")
 
     @property
     def pid(self) -> int:

@@ -33,6 +33,8 @@ ADMIN = "admin"
 TESSERA = "tessera"
 KUBE_SCHEDULER = "kube-scheduler"
 KUBE_CONTROLLER_MANAGER = "kube-controller-manager"
+DEVELOPER = "developer"
+KUBELET = "kubelet"
 
 LOOPBACK = "127.0.0.1"
 START_S = 60.0
@@ -44,6 +46,8 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     TESSERA: ("system:serviceaccount:tessera-system:tessera", _ACCOUNT_GROUPS),
     KUBE_SCHEDULER: ("system:serviceaccount:tessera-system:kube-scheduler", _ACCOUNT_GROUPS),
     KUBE_CONTROLLER_MANAGER: ("system:kube-controller-manager", ("system:authenticated",)),
+    DEVELOPER: ("developer", ("system:authenticated",)),  # without any right of its own
+    KUBELET: ("system:node:gpu-00001", ("system:nodes", "system:authenticated")),
 }
 
 
@@ -100,7 +104,7 @@ class RealCluster:
         await self.stop()
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
-        """Return the kubeconfig of a user: `ADMIN`, `TESSERA`, `KUBE_SCHEDULER` or `KUBE_CONTROLLER_MANAGER`."""
+        """Return the kubeconfig of a user, such as `ADMIN` or `TESSERA`."""
         return self.folder / f"{user}.kubeconfig"
 
     def client(self, user: str = ADMIN, *, token: str | None = None) -> ApiClient:
