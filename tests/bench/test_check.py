@@ -55,12 +55,15 @@ def test_a_bench_that_says_nothing_misses_everything() -> None:
 
 def test_the_shipped_budgets_are_complete() -> None:
     budgets = {budget.name: budget for budget in read_budgets(BUDGETS.read_text())}
-    assert {"latency", "coldstart", "hostile-extender"} <= budgets.keys()
+    assert {"latency", "coldstart", "throughput", "hostile-extender"} <= budgets.keys()
     assert all(budget.command.endswith("--json") for budget in budgets.values())
     bounds = {figure.key: figure.bound for budget in budgets.values() for figure in budget.figures}
     for key, most in (("ratio_k1", 3.0), ("ratio_k16", 2.6), ("exponent", 0.6), ("rss_mib_10k", 250), ("ready_s", 5)):
         assert isinstance(bounds[key], int | float), key
         assert bounds[key] <= most, key
+    for key, least in (("ratio", 0.8), ("ratio_100", 0.85)):
+        assert isinstance(bounds[key], int | float), key
+        assert bounds[key] >= least, key
 
 
 @pytest.mark.parametrize(
