@@ -21,8 +21,9 @@ from scheduler.errors import StoreError
 from scheduler.kube.port import Cluster
 from scheduler.kube.reflector import Reflector
 from scheduler.ledger.ledger import Book
-from scheduler.loops import Audit, NodeSink, PodSink, Reconcile, forever
+from scheduler.loops import Audit, NodeSink, PodSink, Reconcile, follow, forever
 from scheduler.metrics import Metrics
+from scheduler.queues import QueueFeed
 from scheduler.settling import Settler, Writer
 from scheduler.store.store import Store
 from scheduler.waking import Waker
@@ -52,12 +53,12 @@ class App:
         self.waker = Waker(self.desk, cluster, clock)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
         self.audit, self.reconcile = Audit(self.desk, self.settler, clock), Reconcile(self.desk, self.settler, clock)
-        self.recovered = False
+        self.crew, self.recovered = Crew(), False
         self.holds: Callable[[], bool] = lambda: True  # whether the cluster's Lease is ours; the process says
-        self.crew = Crew()
         nodes, pods = NodeSink(self.desk, geometry.products()), PodSink(self.desk, self.settler, self.waker)
         self.reflectors = [Reflector(cluster, "nodes", clock, nodes, rng=rng)]  # nodes first: pods need their rows
         self.reflectors += [Reflector(cluster, "pods", clock, pods, rng=rng)]
+        self.queues = QueueFeed(self.desk, cluster, clock, rng, self.unready)
         self.metrics.watch(self.desk, self.age_s, lambda: self.audit.findings)
         deadline_s = settings.extender.filterDeadline
         self.extender = Extender(self.desk, clock, self.metrics, self.unready, self.binder.bind, deadline_s)
@@ -71,11 +72,9 @@ class App:
             raise StoreError(f"the journal does not verify at row {verified.first_bad}: {verified.text}")
         at_verified = self.clock.monotonic()
         self.desk.book = Book(*self.store.load())
+        await self.queues.start(self.crew)  # first of all: they say who may have what
         for reflector in self.reflectors:
-            self.crew.spawn(reflector.run())
-            while not reflector.synced:
-                self.crew.check()
-                await self.clock.sleep(0.01)
+            await follow(reflector, self.crew, self.clock)
         at_listed = self.clock.monotonic()
         await self.reconcile.recover()
         log.info(

@@ -29,6 +29,7 @@ from scheduler.inventory.mix import Arrivals
 from scheduler.inventory.registry import Booking, Registry, Source, booking
 from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
+from scheduler.ledger.queues import Queues
 from scheduler.model.allocation import Allocation
 from scheduler.model.node import Node
 from scheduler.model.pod import DeviceAsk, Pod
@@ -80,6 +81,7 @@ class Desk:
     reserve_s: float = 120.0
     registry: Registry = field(default_factory=lambda: Registry(placements()))
     book: Book = field(default_factory=Book)
+    queues: Queues = field(default_factory=Queues)
     intents: Intents = field(default_factory=Intents)
     asks: Asks = field(init=False)
     _boards: Boards = field(init=False)

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 import structlog
 
 from scheduler.clock import Clock
+from scheduler.crew import Crew
 from scheduler.desk import Desk
 from scheduler.intake.allocation import read_allocation
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.kube.port import Object
+from scheduler.kube.reflector import Reflector
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.reconcile import decide, drift
 from scheduler.model.pod import Pod
@@ -186,6 +188,14 @@ class Audit:
                 ]
             await self.clock.sleep(0 if count % AUDIT_SLICE else AUDIT_PAUSE_S)
         return found
+
+
+async def follow(reflector: Reflector, crew: Crew, clock: Clock) -> None:
+    """Let a reflector run beside the others, and return when its sink holds the first list."""
+    crew.spawn(reflector.run())
+    while not reflector.synced:
+        crew.check()
+        await clock.sleep(0.01)
 
 
 async def forever(

@@ -18,6 +18,7 @@ from scheduler.cli.scheduler_config import check_configuration
 from scheduler.config import Settings
 from scheduler.decision.reasons import REASONS
 from scheduler.intake.pod import read_pod
+from scheduler.intake.queue import read_queue
 from tests.refusals import NO_ADVICE, PAGE, advice, written
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,9 @@ def test_yaml_works(document: dict[str, Any], tmp_path: Path) -> None:
         return
     if document["kind"] == "KubeSchedulerConfiguration":
         assert [one for one in check_configuration(yaml.safe_dump(document), "docs") if one.status != "ok"] == []
+        return
+    if document["kind"] == "Queue":
+        assert read_queue(document).name == document["metadata"]["name"]
         return
     kubernetes_validate.validate(document, "1.36", strict=True)
     raw = pod_of(document)

@@ -44,6 +44,7 @@ def serve(
     in_cluster: Annotated[bool, typer.Option("--in-cluster", help="Use the pod's service account.")] = False,
     embedded: Annotated[Path | None, typer.Option(help="Folder with nodes.json and pods.json.")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).")] = None,
+    queues: Annotated[Path | None, typer.Option(help="Queues (YAML); counts instead of the cluster's.")] = None,
     db: Annotated[str, typer.Option(help="Database URL; default: SQLite in the state folder.")] = "",
     extender: Annotated[str, typer.Option(help="HOST:PORT for kube-scheduler.")] = "127.0.0.1:8888",
     extender_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain of that port (PEM).")] = None,
@@ -65,6 +66,7 @@ def serve(
             in_cluster=in_cluster,
             embedded=embedded,
             config=config,
+            queues=queues,
             db=db,
             extender=extender,
             extender_tls_cert=extender_tls_cert,
@@ -114,6 +116,27 @@ def list_gpus(*, api: Url = DEFAULT, json: AsJson = False) -> None:
     gpus(api, as_json=json)
 
 
+@app.command("queue")
+def show_queue(
+    name: Annotated[str, typer.Argument(help="Name of a queue; all of them without it.")] = "",
+    *,
+    api: Url = DEFAULT,
+    json: AsJson = False,
+) -> None:
+    """List queues with what is used and who waits; of one queue also its line."""
+    from .queues import queue  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    queue(name, api, as_json=json)
+
+
+@app.command("quota")
+def show_quota(*, api: Url = DEFAULT, json: AsJson = False) -> None:
+    """Show the tree of queues: what each may use, uses, borrows and may still take, key by key."""
+    from .queues import quota  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    quota(api, as_json=json)
+
+
 @app.command("top")
 def show_top(
     *,
@@ -138,6 +161,23 @@ def explain_pod(
     from .why import why  # noqa: PLC0415 - keeps `tessera --help` fast
 
     why(pod, namespace, api, as_json=json)
+
+
+@app.command("release")
+def let_go(
+    pod: Annotated[str | None, typer.Argument(help="Name of the pod.")] = None,
+    *,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Its namespace (default); with --all only this one.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every held pod.")] = False,
+    kubeconfig: Annotated[Path | None, typer.Option(help="Kubeconfig; default: as kubectl.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Take the gate off held pods, without Tessera: for emergencies, and before Tessera is removed."""
+    from .release import release  # noqa: PLC0415 - keeps `tessera --help` fast
+
+    release(pod, namespace, kubeconfig, everything=everything, as_json=json)
 
 
 @app.command("doctor")

@@ -29,9 +29,11 @@ from scheduler.clock import Clock, RealClock
 from scheduler.embedded.world import World
 from scheduler.errors import ConfigError
 from scheduler.ids import random_ids
+from scheduler.intake.queue import read_documents
 from scheduler.kube.lease import Occupancy
 from scheduler.kube.port import Cluster
 from scheduler.loops import forever
+from scheduler.model.queue import Queue
 from scheduler.store.store import Store
 from scheduler.store.writer import ThreadedWriter
 from scheduler.web.patience import GuardedRunner
@@ -67,6 +69,7 @@ class Options:
     extender_tls_cert: Path | None = None
     extender_tls_key: Path | None = None
     extender_client_ca: Path | None = None
+    queues: Path | None = None
     webhook: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -109,6 +112,7 @@ async def _serve(options: Options) -> None:
     logs.configure(settings.log.level, settings.log.format)
     for name in settings.without_effect():
         log.warning("config.no_effect_yet", key=name)
+    given = queues_of(options.queues)
     tls = RotatingContext.of(files) if (files := options.tls()) else None
     clock = RealClock()
     if not options.db:
@@ -123,9 +127,20 @@ async def _serve(options: Options) -> None:
             app.holds = occupancy.holds
             if world is not None:
                 world.extender = app.extender
+            app.queues.given = given
             await _live(app, options, occupancy, tls)
     finally:
         store.close()
+
+
+def queues_of(path: Path | None) -> list[Queue] | None:
+    """Return the queues of a file, None where no file was named. Raises ConfigError."""
+    if path is None:
+        return None
+    try:
+        return read_documents(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
 @asynccontextmanager

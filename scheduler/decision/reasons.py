@@ -39,6 +39,12 @@ REASONS: dict[str, Reason] = {
             "자원이 비기를 기다리는 중입니다. 요청한 자원이 현재 모두 사용 중입니다.",
         ),
         Reason(
+            "WaitingForQuota",
+            "wait",
+            "Waiting for quota: what the queue may use now is in use.",
+            "할당량이 비기를 기다리는 중입니다. 큐가 현재 쓸 수 있는 만큼 모두 사용 중입니다.",
+        ),
+        Reason(
             "PendingEvaluation",
             "wait",
             "Not judged yet: a decision follows soon.",
@@ -91,6 +97,30 @@ REASONS: dict[str, Reason] = {
             "change",
             "The pod cannot be placed as it is written, for example because only an init container asks for a GPU.",
             "파드를 작성된 그대로는 배치할 수 없습니다. 예: 초기화 컨테이너만 GPU를 요청함.",
+        ),
+        Reason(
+            "ExceedsQuotaLimit",
+            "change",
+            "The queue may never use this much, even with nothing in use: ask for less or use another queue.",
+            "사용 중인 자원이 전혀 없어도 큐의 한도를 넘습니다. 요청량을 줄이거나 다른 큐를 사용하십시오.",
+        ),
+        Reason(
+            "QueueNotFound",
+            "admin",
+            "There is no queue of this name: create it, or correct the label queue.",
+            "이 이름의 큐가 없습니다. 큐를 만들거나 queue 레이블을 고치십시오.",
+        ),
+        Reason(
+            "NotAuthorized",
+            "admin",
+            "The pod's namespace may not use this queue: the queue's namespaceSelector does not select it.",
+            "파드의 네임스페이스는 이 큐를 사용할 수 없습니다. 큐의 namespaceSelector가 선택하지 않습니다.",
+        ),
+        Reason(
+            "QueueStopped",
+            "admin",
+            "The queue, or one above it, admits nothing: it is stopped, or its object must be corrected.",
+            "큐 또는 상위 큐가 요청을 받지 않습니다. 중지되었거나 큐 오브젝트를 고쳐야 합니다.",
         ),
         Reason(
             "AllGpusUnhealthy",

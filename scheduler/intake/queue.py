@@ -78,6 +78,17 @@ def read_queue(raw: Mapping[str, object]) -> Queue:
     )
 
 
+def told_queue(raw: Mapping[str, object]) -> tuple[Queue, str]:
+    """Return the queue of an object in a cluster; one that cannot be read is stopped, and the sentence says why."""
+    try:
+        return read_queue(raw), ""
+    except Unreadable as error:
+        meta = raw.get("metadata")
+        named = meta if isinstance(meta, dict) else {}
+        name, uid = (str(named.get(key) or "") for key in ("name", "uid"))
+        return Queue(name, stopped=True, uid=uid), str(error)
+
+
 def queue_name(value: object, where: str) -> str:
     """Return a name that a queue may have. Raises Unreadable."""
     found = text(value, where)

@@ -8,7 +8,7 @@ and `storage:<class>` (GiB). Invariant: every amount is a whole number of 0..`LI
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .pod import Expression
 
@@ -66,6 +66,10 @@ class Queue:
         """Say whether this queue sets any limit on a key."""
         return key in self.nominal or key in self.borrow_limit or key in self.lend_limit
 
+    def same_as(self, other: Queue) -> bool:
+        """Say whether another state of this queue says the same; only its object's version may differ."""
+        return replace(self, resource_version="") == replace(other, resource_version="")
+
 
 BUILT_IN = Queue(DEFAULT_QUEUE, namespaces=Selector())
 """The queue `default` where nobody made one: every namespace may use it, and it has no limit."""
@@ -74,3 +78,15 @@ BUILT_IN = Queue(DEFAULT_QUEUE, namespaces=Selector())
 def is_model(key: str) -> bool:
     """Say whether a key names a GPU model."""
     return key not in {GPU_KEY, MILLI_KEY, CPU_KEY, MEMORY_KEY} and not key.startswith((MIG_KEY, STORAGE_KEY))
+
+
+def written(key: str, amount: int) -> int | str:
+    """Return an amount as people write it: cpu and memory as Kubernetes quantities, the rest as numbers."""
+    if key == CPU_KEY:
+        return f"{amount}m" if amount % 1000 else str(amount // 1000)
+    if key != MEMORY_KEY:
+        return amount
+    for unit, size in (("Ti", 1 << 20), ("Gi", 1 << 10)):
+        if amount and amount % size == 0:
+            return f"{amount // size}{unit}"
+    return f"{amount}Mi"

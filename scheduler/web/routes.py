@@ -30,6 +30,8 @@ def api_app(views: Views) -> web.Application:
     app = web.Application(client_max_size=API_BODY_MAX, middlewares=[patience, problems, refuse_encodings])
     app.router.add_get("/api/v1/nodes", views.nodes)
     app.router.add_get("/api/v1/gpus", views.gpus)
+    app.router.add_get("/api/v1/queues", views.queues)
+    app.router.add_get("/api/v1/queues/{name}", views.queue)
     app.router.add_get("/api/v1/requests", views.requests)
     app.router.add_get("/api/v1/requests/{id}", views.request)
     app.router.add_get("/api/v1/requests/{id}/explanation", views.explanation)

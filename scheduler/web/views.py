@@ -15,6 +15,7 @@ from aiohttp import web
 from policies.columns import Health, Mode, Use
 from scheduler.desk import Desk
 from scheduler.inventory.registry import Part
+from scheduler.ledger.standing import Standing, line_of, standing
 from scheduler.metrics import Metrics
 from scheduler.model.node import Node
 from scheduler.model.reservation import Row, State
@@ -23,6 +24,7 @@ from .explanation import SHOWN, explanation
 from .problems import problem
 
 PAGE_MAX = 500
+LINE_MAX = 100  # requests shown of a queue's line
 FILTERS = ("state", "queue", "namespace", "name")
 STATES = tuple(dict.fromkeys(SHOWN.get(state, state).value for state in State))
 
@@ -64,6 +66,32 @@ class Views:
         nodes = self.desk.registry.nodes
         keys = [f"{name}/{slot:02}" for name in sorted(nodes) for slot in range(len(nodes[name].devices))]
         return _page(http, keys, self.gpu_view)
+
+    async def queues(self, http: web.Request) -> web.Response:
+        """All queues by name, the built-in one among them."""
+        stands = self._standings()
+        return _page(http, sorted(self.desk.queues.quota.queues), lambda name: stands(name).view())
+
+    async def queue(self, http: web.Request) -> web.Response:
+        """One queue, with the namespaces that may use it and the head of its line."""
+        name, queues = http.match_info["name"], self.desk.queues
+        if name not in queues.quota.queues:
+            return problem(404, "queue.not_found", "there is no queue of this name; list them with GET /api/v1/queues")
+        line = line_of(self.desk.book.rows.values(), name)[:LINE_MAX]
+        waiting = [
+            {"position": place, "priority": row.priority, "arrival": row.arrival_us, **self.request_view(row)}
+            for place, row in enumerate(line, start=1)
+        ]
+        view = self._standings()(name).view()
+        return _json(
+            {**view, "path": queues.quota.path(name), "namespaces": queues.namespaces(name), "waiting": waiting}
+        )
+
+    def _standings(self) -> Callable[[str], Standing]:
+        """Return what says where a queue stands, now."""
+        registry, rows, queues = self.desk.registry, self.desk.book.rows, self.desk.queues
+        usage, pending = queues.usage(rows, registry.pods, registry.nodes), queues.pending(rows)
+        return lambda name: standing(queues, usage, pending, name)
 
     async def requests(self, http: web.Request) -> web.Response:
         """Requests, filtered by state, queue, namespace and name, oldest first."""
