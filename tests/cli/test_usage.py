@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.cli.stage import tessera
@@ -42,3 +45,31 @@ async def test_the_ledger_is_looked_for_where_serve_keeps_it(capsys: Capture, mo
     said = await tessera(capsys, "ledger", "verify")
     assert (said.code, said.out) == (1, "")
     assert "sqlite:////dev/null/ledger/ledger.db" in said.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["pod", "--all"], ["--never"]])
+async def test_release_wants_one_pod_or_all(capsys: Capture, arguments: list[str]) -> None:
+    said = await tessera(capsys, "release", *arguments)
+    assert said.code == 64
+    assert said.err.endswith("Try: tessera release --help\n")
+
+
+async def test_release_without_an_api_server_is_a_sentence_and_an_object(capsys: Capture, tmp_path: Path) -> None:
+    said = await tessera(capsys, "release", "--all", "--json", f"--kubeconfig={tmp_path / 'none'}")
+    assert said.code == 1
+    assert "Cannot read kubeconfig" in said.err
+    assert json.loads(said.out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tls-cert=a", "--tls-key=b"],
+        ["--webhook=127.0.0.1:0", "--tls-cert=a"],
+        ["--webhook=127.0.0.1:0", "--tls-key=a"],
+    ],
+)
+async def test_the_webhooks_files_belong_together(capsys: Capture, flags: list[str]) -> None:
+    said = await tessera(capsys, "serve", "--embedded=.", *flags)
+    assert said.code == 64
+    assert "--tls-cert and --tls-key belong together" in said.err
