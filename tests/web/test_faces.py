@@ -134,6 +134,14 @@ async def test_fifty_thousand_names_pass_and_one_more_does_not() -> None:
         assert await status(client.post("/scheduler/filter", data=io.BytesIO(b" " * (17 << 20)))) == 413
 
 
+@pytest.mark.parametrize("verb", ["filter", "prioritize"])
+async def test_a_million_names_are_refused_unread(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces, crowd = Faces(), body(names=["n"] * 1_000_000)
+    monkeypatch.setattr("scheduler.web.extender.read_filter", None)
+    answered, said = await getattr(faces.extender, verb)(crowd)
+    assert (answered, b"more than 50000 node names" in said) == (400, True)
+
+
 async def test_nothing_is_decided_before_the_inventory_is_ready() -> None:
     async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
         faces.unready = "starting"
