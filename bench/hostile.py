@@ -32,7 +32,8 @@ HOST = "127.0.0.1"
 GPU = "nvidia.com/gpu"
 NODES, RUNNING, WAITING = 20, 60, 5
 CONNECTIONS = 4
-WARM = 5000  # requests before and again after the largest bodies, ahead of the memory's first measure: see `_warm_up`
+WARM = 5000  # requests before the largest bodies, after them, and at the end; memory is the least of the latter two
+LOOK_EVERY = 20  # requests between two looks at the memory: what a large body takes for a moment is no growth
 ANSWER_S = 25.0  # longer than any time-out of a listener
 SLOW_S = 30.0  # 15 s for a body, and 10 s in which the server still reads after its 408
 SLOW = (b"", b"POST /scheduler/fil", b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n{")
@@ -212,11 +213,13 @@ class _Run:
     async def everything(self, bodies: int, seed: int) -> Json:
         before = await self._settled()
         self.say(f"{len(before)} facts of a settled cluster; {bodies} requests to the {self.port} port begin")
-        await self._warm_up(min(WARM, bodies // 3))
-        rss_mib = self._rss_mib()
+        window = min(WARM, bodies // 4)
+        await self._attack(window)
+        await self._largest()
+        before_mib = await self._attack(window)
         slow = asyncio.create_task(self._slow())
-        await self._attack(bodies - self.sent)
-        grown_mib = self._rss_mib() - rss_mib
+        await self._attack(max(bodies - self.sent - window, 0))
+        grown_mib = await self._attack(bodies - self.sent) - before_mib
         await slow
         await CLOCK.sleep(INTENT_S)
         after = await self._settled()
@@ -237,15 +240,6 @@ class _Run:
             "ok": not (found.crashes or found.bad_5xx or changed or found.wrong),
         }
 
-    async def _warm_up(self, count: int) -> None:
-        """Bring pools and buffers to their size: requests of all kinds, the largest ones, and as many again.
-
-        The last ones let the allocator give back what the largest took, so that this does not hide what grows later.
-        """
-        await self._attack(count)
-        await self._largest()
-        await self._attack(count)
-
     async def _largest(self) -> None:
         """Send the largest bodies three times on every connection."""
         if self.port == "extender":
@@ -259,16 +253,24 @@ class _Run:
         url = self.product.extender if self.port == "extender" else self.product.api
         return int(url.split(":")[2].split("/")[0])
 
-    async def _attack(self, count: int) -> None:
-        """Send this many requests over a few connections; the process must live through it."""
+    async def _attack(self, count: int) -> float:
+        """Send this many requests over a few connections; the process must live through it.
+
+        Returns:
+            the least MiB that it held meanwhile.
+        """
+        least_mib = self._rss_mib()
         number = self._port()
         make = self.attacker.extender if self.port == "extender" else self.attacker.api
         until = self.sent + count
 
         async def sender() -> None:
+            nonlocal least_mib
             line = Line(number)
             while self.sent < until:
                 self.sent += 1
+                if self.sent % LOOK_EVERY == 0:
+                    least_mib = min(least_mib, self._rss_mib())
                 sent = make()
                 try:
                     status, body = await line.ask(sent)
@@ -284,6 +286,7 @@ class _Run:
             for _ in range(CONNECTIONS):
                 group.create_task(sender())
         self.product.check()
+        return least_mib
 
     async def _slow(self) -> None:
         """Keep connections open with half a request, some with a byte now and then; each must be ended in time."""
