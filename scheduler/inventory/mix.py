@@ -17,6 +17,7 @@ from .asks import Asks
 
 CLASSES_MAX = 64
 LEARN_EVERY = 32
+MOVED = 0.02  # part of the weight that has to change hands before what was judged by a mix is judged anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Arrivals:
     half_life_s: float = 86_400.0
     _weights: dict[_Class, tuple[float, int]] = field(default_factory=dict)  # weight at a time in microseconds
     _mix: Mix | None = None
+    _told: dict[_Class, float] = field(default_factory=dict)  # weights in the present mix
     _since: int = 0
     _models: int = 0
 
@@ -63,23 +65,40 @@ class Arrivals:
         self._since += 1
 
     def mix(self, now_us: int) -> Mix:
-        """Return the present mix; made anew after every 32 requests and whenever a GPU model appears."""
+        """Return the present mix; it stays the same object until its weights have moved or a GPU model appears.
+
+        Whether they have moved is looked at after every 32 requests.
+        """
         models = len(self.asks.registry.columns.models)
-        if self._mix is None or self._since >= LEARN_EVERY or models != self._models:
-            self._mix, self._since, self._models = self._made(now_us), 0, models
+        if self._since >= LEARN_EVERY:
+            self._since = 0
+            if self._moved(now_us):
+                self._mix = None
+        if self._mix is None or models != self._models:
+            self._mix, self._models, self._since = self._made(now_us), models, 0
         return self._mix
+
+    def _moved(self, now_us: int) -> bool:
+        weights = self._parts(now_us)
+        classes = self._told.keys() | weights.keys()
+        return sum(abs(weights.get(each, 0.0) - self._told.get(each, 0.0)) for each in classes) > 2 * MOVED
+
+    def _parts(self, now_us: int) -> dict[_Class, float]:
+        """Return each class's part of the whole weight; they sum to 1 once anything was seen."""
+        weights = {each: self._weight(each, now_us) for each in self._weights}
+        total = sum(weights.values())
+        return {each: weight / total if total else 0.0 for each, weight in weights.items()}
 
     def _weight(self, known: _Class, now_us: int) -> float:
         weight, at_us = self._weights.get(known, (0.0, now_us))
         return float(weight * 0.5 ** ((now_us - at_us) / (self.half_life_s * 1_000_000)))
 
     def _made(self, now_us: int) -> Mix:
-        known = list(self._weights)
-        weight = np.asarray([self._weight(each, now_us) for each in known], np.float64)
-        total = weight.sum()
+        self._told = self._parts(now_us)
+        known = list(self._told)
         models = len(self.asks.registry.columns.models)
         slices: dict[str, float] = {}
-        for each, part in zip(known, weight.tolist(), strict=True):
+        for each, part in self._told.items():
             if each.kind is Kind.MIG:
                 slices[each.profile] = slices.get(each.profile, 0.0) + part * each.count
         if slices:
@@ -92,5 +111,5 @@ class Arrivals:
             device_mib=np.asarray([each.mib for each in known], np.int32),
             profile=np.asarray([self.asks.registry.columns.profiles.find(each.profile) for each in known], np.int32),
             models=np.asarray([self.asks.models(each.models) for each in known], np.bool_).reshape(-1, models),
-            weight=(weight / total if total else weight).astype(np.float32),
+            weight=np.asarray(list(self._told.values()), np.float32),
         )

@@ -56,7 +56,7 @@ def check(board: Board, snapshot: Snapshot, wanted: Ask, mix: Mix, data: st.Data
         assert board.settle().first.tolist() == verdict.failed.first.tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(world=worlds(), masks=st.sampled_from([FILTER_MASKS, TURN_MASKS]), data=st.data())
 def test_it_says_what_a_verdict_says_whatever_changes(
     world: tuple[Snapshot, Ask, Mix], masks: tuple[str, ...], data: st.DataObject
@@ -75,13 +75,40 @@ def test_it_says_what_a_verdict_says_whatever_changes(
             case "booked":
                 names, some = BOOKED, np.flatnonzero(rng.random(snapshot.nodes) < 0.4)
             case "node":
-                names, some = tuple(fresh), np.arange(snapshot.nodes)
+                names, some = (
+                    tuple(fresh),
+                    np.flatnonzero(rng.random(snapshot.nodes) < data.draw(st.sampled_from([0.2, 1]))),
+                )
+                live["rank"][:] = fresh["rank"]
                 layout += 1
             case _:
                 mix = mixes(rng)
         for name in names:
-            live[name][..., some] = fresh[name][..., some]
+            if name != "rank":
+                live[name][..., some] = fresh[name][..., some]
         live["generation"][some] = generation
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_was_judged_outlives_changes_of_other_nodes(data: st.DataObject) -> None:
+    """Most of these nodes pass, so most keys are carried from one layout to the next."""
+    drawn = st.sampled_from(["....", "x...", "xx..", "T4 ....", "A100 x...", "observed ..xx", "cpu=50 ....", "s..."])
+    nodes = data.draw(st.lists(drawn, min_size=4, max_size=8))
+    live: dict[str, Any] = {name: getattr(cluster(*nodes), name).copy() for name in COLUMN_DTYPES}
+    snapshot, wanted, mix = Snapshot(**live), ask(1, nodes=len(nodes)), mixes(np.random.default_rng(1))
+    mix = replace(mix, models=np.ones((len(mix.weight), len(wanted.models)), np.bool_))
+    board, layout = Board(data.draw(st.sampled_from(CHOICES)), FILTER_MASKS), 1
+    for generation in range(1, 5):
+        check(board.turn(snapshot, wanted, mix, layout), snapshot, wanted, mix, data)
+        row = data.draw(st.integers(0, len(nodes) - 1))
+        changed = cluster(*(data.draw(drawn) for _ in nodes))
+        rank = np.asarray(data.draw(st.permutations(range(len(nodes)))), np.int32)
+        for name in COLUMN_DTYPES:
+            live[name][..., row] = getattr(changed, name)[..., row]
+        live["rank"][:] = rank
+        live["generation"][row] = generation
+        layout += 1
 
 
 def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,21 @@ def test_the_mix_is_made_anew_now_and_then_only() -> None:
     assert made.mix(0) is not first
 
 
+def test_a_mix_that_has_hardly_moved_stays() -> None:
+    made = arrivals()
+    for _ in range(100):
+        learn(made, 1)
+        learn(made, 2)
+    first = made.mix(0)
+    for _ in range(LEARN_EVERY):
+        learn(made, 1)
+        learn(made, 2)
+    assert made.mix(0) is first, "the same parts"
+    learn(made, 4)
+    learn(made, 1, LEARN_EVERY)
+    assert made.mix(0) is not first
+
+
 def test_mig_instances_are_placed_for_what_is_asked_lately() -> None:
     registry = Registry(geometry.placements())
     made = Arrivals(Asks(registry))
