@@ -77,12 +77,8 @@ class App:
             await follow(reflector, self.crew, self.clock)
         at_listed = self.clock.monotonic()
         await self.reconcile.recover()
-        log.info(
-            "recovered",
-            verify_s=round(at_verified - began, 3),
-            list_s=round(at_listed - at_verified, 3),
-            rebuild_s=round(self.clock.monotonic() - at_listed, 3),
-        )
+        verify_s, list_s = round(at_verified - began, 3), round(at_listed - at_verified, 3)
+        log.info("recovered", verify_s=verify_s, list_s=list_s, rebuild_s=round(self.clock.monotonic() - at_listed, 3))
         self.crew.spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
         self.crew.spawn(forever("wake", self.waker.step, self.clock, 0.1))
         self.crew.spawn(forever("audit", self.audit.step, self.clock, 1.0))
