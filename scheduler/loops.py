@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -15,11 +16,13 @@ from scheduler.desk import Desk
 from scheduler.intake.allocation import read_allocation
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
+from scheduler.inventory.registry import Booking, Registry, Source
 from scheduler.kube.port import Object
 from scheduler.kube.reflector import Reflector
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.reconcile import decide, drift
-from scheduler.model.pod import Pod
+from scheduler.model.node import Node
+from scheduler.model.pod import Amounts, Pod
 from scheduler.model.reservation import State
 from scheduler.settling import Settler
 from scheduler.waking import Waker
@@ -32,6 +35,24 @@ SECOND_LOOK_S = 5.0
 AUDIT_SLICE, AUDIT_PAUSE_S = 50, 0.5  # a slice costs some 20 ms: the audit of a large cluster is 4 % of a core
 
 
+@contextmanager
+def barrier(registry: Registry, kind: str, obj: Object) -> Generator[None, None, None]:
+    """Let no single object end the process: what raises is passed over, counted and logged.
+
+    The reflector hands every version of an object over once, so it is named once.
+    """
+    meta = obj["metadata"]
+    key = (kind, str(meta.get("uid", "")))
+    try:
+        yield
+    except Exception:
+        who = {name: meta.get(name, "") for name in ("namespace", "name", "uid", "resourceVersion")}
+        log.exception("object.poison", kind=kind, **who)
+        registry.poison.add(key)
+    else:
+        registry.poison.discard(key)
+
+
 @dataclass(slots=True)
 class PodSink:
     """Takes pods from the reflector into the inventory and says which Requests want a look."""
@@ -40,22 +61,45 @@ class PodSink:
     settler: Settler
     waker: Waker
 
-    def replace(self, objects: list[Object]) -> None:
+    def read(self, obj: Object) -> tuple[Object, Pod | None]:
+        """Read one pod of a list; None where that raises."""
+        pod = None
+        with barrier(self.desk.registry, "pods", obj):
+            pod = read_pod(obj)
+        return _outline(obj), pod
+
+    def replace(self, readings: list[tuple[Object, Pod | None]]) -> None:
         """Take a whole list; pods that are not in it are gone."""
-        pods = [read_pod(raw) for raw in objects]
-        listed = {pod.uid for pod in pods}
+        listed = {obj["metadata"].get("uid", "") for obj, _ in readings}
         for uid in [uid for uid in self.desk.registry.pods if uid not in listed]:
             self._gone(uid)
-        for pod in pods:
-            self._put(pod)
+        for obj, pod in readings:
+            if pod is not None:
+                with barrier(self.desk.registry, "pods", obj):
+                    self._put(pod)
+            self._guard(obj)
 
     def upsert(self, obj: Object) -> None:
         """Take one new or changed pod."""
-        self._put(read_pod(obj))
+        with barrier(self.desk.registry, "pods", obj):
+            self._put(read_pod(obj))
+        self._guard(obj)
 
     def delete(self, obj: Object) -> None:
         """Take note that a pod is gone."""
-        self._gone(obj["metadata"]["uid"])
+        with barrier(self.desk.registry, "pods", obj):
+            self._gone(obj["metadata"]["uid"])
+
+    def _guard(self, obj: Object) -> None:
+        """Unknown is not free: the node of a pod that could not be taken in gets no more asks for its devices."""
+        registry, uid = self.desk.registry, str(obj["metadata"].get("uid", ""))
+        if ("pods", uid) not in registry.poison or registry.held(uid) is not None:
+            return
+        seen = _outline(obj)
+        node, phase = seen["spec"]["nodeName"], seen["status"]["phase"]
+        if isinstance(node, str) and node and phase not in {"Succeeded", "Failed"}:
+            with contextlib.suppress(Exception):  # the node is as odd as the pod, and nothing was changed
+                registry.say(uid, Source.OBSERVED, Booking(node, Amounts(), named=False))
 
     def _put(self, pod: Pod) -> None:
         if not pod.uid:
@@ -76,6 +120,16 @@ class PodSink:
             self.settler.mark(uid, gone=True)
 
 
+def _outline(obj: Object) -> Object:
+    """Return what is still wanted of a pod when it was read: a tenth of it, so that a long list fits in memory."""
+    meta, spec, status = obj["metadata"], obj.get("spec"), obj.get("status")
+    return {
+        "metadata": {key: meta.get(key, "") for key in ("namespace", "name", "uid", "resourceVersion")},
+        "spec": {"nodeName": spec.get("nodeName") if isinstance(spec, dict) else None},
+        "status": {"phase": status.get("phase") if isinstance(status, dict) else None},
+    }
+
+
 @dataclass(slots=True)
 class NodeSink:
     """Takes nodes from the reflector into the inventory."""
@@ -83,26 +137,40 @@ class NodeSink:
     desk: Desk
     products: Mapping[str, str]
 
-    def replace(self, objects: list[Object]) -> None:
+    def read(self, obj: Object) -> tuple[Object, Node | None]:
+        """Read one node of a list; None where that raises, and for what is no node."""
+        node = None
+        with barrier(self.desk.registry, "nodes", obj):
+            node = read_node(obj, self.products)
+        return obj, node
+
+    def replace(self, readings: list[tuple[Object, Node | None]]) -> None:
         """Take a whole list; nodes that are not in it are gone."""
-        nodes = [node for raw in objects if (node := read_node(raw, self.products))]
-        listed = {node.name for node in nodes}
+        listed = {obj["metadata"]["name"] for obj, _ in readings}
         for known in [node for node in self.desk.registry.nodes.values() if node.name not in listed]:
             self.desk.registry.remove_node(known.name, known.uid)
-        for raw in objects:
-            self.upsert(raw)
+        for obj, node in readings:
+            if node is not None:
+                with barrier(self.desk.registry, "nodes", obj):
+                    self._put(node)
 
     def upsert(self, obj: Object) -> None:
         """Take one new or changed node."""
-        node = read_node(obj, self.products)
-        if node is not None and self.desk.registry.put_node(node):
-            self.desk.asks.node_changed(node.name)
-            for warning in node.warnings:
-                log.warning("node.odd", node=node.name, warning=warning)
+        with barrier(self.desk.registry, "nodes", obj):
+            node = read_node(obj, self.products)
+            if node is not None:
+                self._put(node)
 
     def delete(self, obj: Object) -> None:
         """Take note that a node is gone."""
-        self.desk.registry.remove_node(obj["metadata"]["name"], obj["metadata"]["uid"])
+        with barrier(self.desk.registry, "nodes", obj):
+            self.desk.registry.remove_node(obj["metadata"]["name"], obj["metadata"]["uid"])
+
+    def _put(self, node: Node) -> None:
+        if self.desk.registry.put_node(node):
+            self.desk.asks.node_changed(node.name)
+            for warning in node.warnings:
+                log.warning("node.odd", node=node.name, warning=warning)
 
 
 @dataclass(slots=True)
@@ -149,6 +217,8 @@ class Reconcile:
         for count, uid in enumerate(uids):
             if count % SWEEP_SLICE == SWEEP_SLICE - 1:
                 await self.clock.sleep(0)
+            if ("pods", uid) in self.desk.registry.poison:
+                continue  # what memory has of this pod is not how it is
             if decide(rows.get(uid), pods.get(uid), now_us=now_us, fresh=False, in_flight=uid in self.settler.working):
                 self.settler.mark(uid)
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+import structlog
 
 from scheduler.clock import Clock
-from scheduler.kube.port import ApiError, Cluster, Gone, Kind, Object, UnknownOutcome, WatchEvent
+from scheduler.kube.port import ApiError, Cluster, Gone, Kind, Object, Page, UnknownOutcome, WatchEvent
+from scheduler.kube.wire import advice
+
+log = structlog.get_logger(__name__)
 
 SERVER_TIMEOUT_S = (290.0, 600.0)
 BACK_OFF_S = (0.2, 30.0)
@@ -23,13 +29,19 @@ _SHORT_S = 1.0
 _STEPS = 8
 
 _Key: TypeAlias = tuple[str, str]
+_State: TypeAlias = tuple[_Key, str, str]
+Reading: TypeAlias = Any
 
 
 class Sink(Protocol):
     """What keeps the copy. Its calls are synchronous, take the object over, and do not raise."""
 
-    def replace(self, objects: list[Object]) -> None:
-        """Hold exactly these objects: the first list."""
+    def read(self, obj: Object) -> Reading:
+        """Return what `replace` will want of this object; changes nothing, for the list may come to nothing."""
+        ...
+
+    def replace(self, readings: list[Reading]) -> None:
+        """Hold exactly the objects that were read so: the first list."""
         ...
 
     def upsert(self, obj: Object) -> None:
@@ -112,15 +124,18 @@ class Reflector:
         """
         asked_s = self._clock.monotonic()
         objects: list[Object] = []
-        after = ""
-        while True:
-            async with asyncio.timeout(SILENCE_S):
-                page = await self._cluster.list(self._kind, after=after)
-            objects += page.items
-            after = page.next
-            if not after:
-                break
-        version = page.resource_version
+        states: list[_State] = []
+        readings: list[Reading] = []
+        version = ""
+        async with aclosing(self._pages()) as pages:
+            async for page in pages:
+                version = page.resource_version
+                if self.synced:
+                    objects += page.items
+                    continue
+                await self._clock.sleep(0)  # the next page is asked for: it is made and sent while this one is read
+                states += [_state(obj) for obj in page.items]
+                readings += [self._sink.read(obj) for obj in page.items]
         if _older(version, self._version):
             text = f"version {version} was listed after {self._version}; if etcd was restored, restart Tessera"
             raise ApiError(503, "WentBack", text)
@@ -128,10 +143,31 @@ class Reflector:
             await self._catch_up(objects)
             self._seen.settle(version)
         else:
-            self._seen.restart(version, objects)
-            self._sink.replace(objects)
+            self._seen.restart(version, states)
+            self._sink.replace(readings)
         self._version, self._must_list = version, False
         self.synced, self.heard_s, self.last_error = True, asked_s, ""
+
+    async def _pages(self) -> AsyncGenerator[Page, None]:
+        """Yield the pages of a list, each while the next one is asked for.
+
+        Raises:
+            TimeoutError: a page did not come.
+        """
+        asked: asyncio.Task[Page] | None = asyncio.ensure_future(self._page(""))
+        try:
+            while asked is not None:
+                page = await asked
+                asked = asyncio.ensure_future(self._page(page.next)) if page.next else None
+                yield page
+        finally:
+            if asked is not None:
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+
+    async def _page(self, after: str) -> Page:
+        async with asyncio.timeout(SILENCE_S):
+            return await self._cluster.list(self._kind, after=after)
 
     async def _catch_up(self, objects: list[Object]) -> None:
         """Tell the sink how a list differs from what was seen: a whole `replace` would stop the loop for long."""
@@ -192,12 +228,14 @@ class Reflector:
 
     async def _wait_out(self, error: ApiError | UnknownOutcome | None, *, at_once: bool = False) -> None:
         """Wait before the next try, at least as long as the server asked for."""
-        self.last_error = str(error) if error else "the watch ended at once"
+        self.last_error = advice(error) if error else "the watch ended at once"
         least, most = BACK_OFF_S
         wait_s = 0.0 if at_once else self._rng.uniform(least, min(most, 2 * least * 2 ** min(self._failures, _STEPS)))
         self._failures += 1
         if isinstance(error, ApiError):
             wait_s = max(wait_s, error.retry_after_s)
+        if not at_once:
+            log.warning("watch.waits", kind=self._kind, error=self.last_error, next_try_s=round(wait_s, 1))
         await self._clock.sleep(wait_s)
 
 
@@ -213,12 +251,10 @@ class _Seen:
         self._dead: dict[_Key, str] = {}
         self._floor = ""
 
-    def restart(self, version: str, objects: list[Object]) -> None:
+    def restart(self, version: str, states: list[_State]) -> None:
         """Forget all but what a list holds."""
-        self._live, self._dead, self._floor = {}, {}, version
-        for obj in objects:
-            key, uid = _identity(obj)
-            self._live[key] = (uid, str(obj["metadata"]["resourceVersion"]))
+        self._live = {key: (uid, seen) for key, uid, seen in states}
+        self._dead, self._floor = {}, version
 
     def settle(self, version: str) -> None:
         """Note that everything up to this version has been seen."""
@@ -263,6 +299,12 @@ def _identity(obj: Object) -> tuple[_Key, str]:
     """Return namespace and name, and the uid."""
     meta = obj["metadata"]
     return (meta.get("namespace", ""), meta["name"]), str(meta.get("uid", ""))
+
+
+def _state(obj: Object) -> _State:
+    """Return namespace and name, uid and version."""
+    key, uid = _identity(obj)
+    return key, uid, str(obj["metadata"]["resourceVersion"])
 
 
 def _ghost(key: _Key, uid: str) -> Object:

@@ -14,7 +14,8 @@ import orjson
 from scheduler.clock import Clock
 from scheduler.kube.port import ApiError, Conflict, Gone, Kind, NotFound, PatchType, WatchEvent
 
-CONFLICT, GONE, NOT_FOUND, TOO_MANY, BAD_GATEWAY = 409, 410, 404, 429, 502
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, TOO_MANY = 401, 403, 404, 409, 410, 429
+BAD_GATEWAY, UNAVAILABLE = 502, 503
 
 _ROOTS: dict[Kind, str] = {
     "pods": "/api/v1",
@@ -87,6 +88,29 @@ def _from_status(status: int, body: dict[str, Any], retry_after_s: float) -> Api
         str(body.get("message", "")),
         retry_after_s=retry_after_s or (float(wished) if isinstance(wished, int) else 0.0),
     )
+
+
+def advice(error: Exception) -> str:
+    """Return the error as a sentence for people who wait for the API server, with the next step where one is known."""
+    said = str(error) or type(error).__name__
+    status = error.status if isinstance(error, ApiError) else 0
+    if isinstance(error, TimeoutError):
+        step = "the API server does not answer in time"
+    elif status == UNAUTHORIZED:
+        step = "the API server does not accept our credentials: renew the token or name another kubeconfig"
+    elif status == FORBIDDEN:
+        step = "the API server knows us, but forbids it: grant the rights of deploy/ (see `tessera doctor`)"
+    elif "HTTP request to an HTTPS server" in said:
+        step = "the API server speaks HTTPS: write https:// in the kubeconfig"
+    elif "WRONG_VERSION_NUMBER" in said or "record layer failure" in said:
+        step = "what answers there speaks no TLS: write http:// in the kubeconfig, or another port"
+    elif "CERTIFICATE_VERIFY_FAILED" in said:
+        step = "the server's certificate is not one that the kubeconfig's CA vouches for: correct the CA or the address"
+    elif status == UNAVAILABLE:
+        step = "the API server cannot be reached"
+    else:
+        return said
+    return f"{step} ({said})"
 
 
 def watch_event(line: bytes) -> WatchEvent:
