@@ -54,7 +54,7 @@ class App:
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
         self.audit, self.reconcile = Audit(self.desk, self.settler, clock), Reconcile(self.desk, self.settler, clock)
         self.crew, self.recovered = Crew(), False
-        self.holds: Callable[[], bool] = lambda: True  # whether the cluster's Lease is ours; the process says
+        self.missing: Callable[[], str] = str  # why the cluster is not ours, a sentence or empty; the process says
         nodes, pods = NodeSink(self.desk, geometry.products()), PodSink(self.desk, self.settler, self.waker)
         self.reflectors = [Reflector(cluster, "nodes", clock, nodes, rng=rng)]  # nodes first: pods need their rows
         self.reflectors += [Reflector(cluster, "pods", clock, pods, rng=rng)]
@@ -98,8 +98,7 @@ class App:
     def unready(self) -> str:
         """Return why no decision may be made now; empty = ready."""
         if not self.recovered:
-            return "starting: the inventory is being rebuilt"
-        if not self.holds():
-            return "the cluster's Lease could not be renewed: another Tessera may take over"
+            trouble = next((f": {found.last_error}" for found in self.reflectors if found.last_error), "")
+            return self.missing() or f"starting: the inventory is being rebuilt{trouble}"
         age_s = self.age_s()
-        return f"the API server was last heard {age_s:.0f} s ago" if age_s > STALE_S else ""
+        return self.missing() or (f"the API server was last heard {age_s:.0f} s ago" if age_s > STALE_S else "")

@@ -122,9 +122,8 @@ async def _serve(options: Options) -> None:
         async with _cluster(options, clock) as (cluster, world):
             who = {"namespace": settings.namespace, "database": store.identity, "nonce": random_ids()}
             occupancy = Occupancy(cluster, clock, **who)
-            await occupancy.take(fence=store.fence)
             app = App(settings, clock, cluster, store, ThreadedWriter(store), Random(os.getpid()))  # noqa: S311 - jitter
-            app.holds = occupancy.holds
+            app.missing = occupancy.missing
             if world is not None:
                 world.extender = app.extender
             app.queues.given = given
@@ -164,7 +163,7 @@ async def _cluster(options: Options, clock: Clock) -> AsyncGenerator[tuple[Clust
 
 
 async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingContext | None) -> None:
-    """Start listening, recover, say ready, and wait for the end."""
+    """Start listening, recover as soon as the API server can be reached, say ready, and wait for the end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -179,8 +178,8 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
             await _listen(runners, metrics_app(app.views), options.metrics),
         ]
         hook, certificate = await _listen_webhook(runners, app, options) if options.webhook else (None, None)
-        ends = [loop.create_task(work) for work in (occupancy.run(), app.crew.failed(), stop.wait())]
-        starting = loop.create_task(_begin(app, certificate))
+        ends = [loop.create_task(work) for work in (app.crew.failed(), stop.wait())]
+        starting = loop.create_task(_begin(app, occupancy, certificate))
         try:
             await asyncio.wait({*ends, starting}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -201,8 +200,10 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
             await runner.cleanup()
 
 
-async def _begin(app: App, certificate: SharedCertificate | None) -> None:
-    """Start; returns when ready."""
+async def _begin(app: App, occupancy: Occupancy, certificate: SharedCertificate | None) -> None:
+    """Take the cluster, keep it, and start; returns when ready."""
+    await occupancy.acquire(fence=app.store.fence)
+    app.crew.spawn(occupancy.run())
     await app.start()
     if certificate is not None:
         await certificate.step()

@@ -12,15 +12,21 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import TypeVar
 
+import structlog
+
 from scheduler.clock import Clock
 from scheduler.errors import ConfigError, OccupiedError
 from scheduler.kube.port import ApiError, Cluster, Conflict, NotFound, Object, UnknownOutcome
+from scheduler.kube.wire import advice
+
+log = structlog.get_logger(__name__)
 
 NAME = "tessera"
 FENCE = "tessera.dev/fence"
 TERM_S = 15
 RENEW_S = 5.0
 RETRY_S = 2.0
+BACK_OFF_S = (0.5, 10.0)
 _ROUNDS = 8
 
 _Answer = TypeVar("_Answer")
@@ -32,6 +38,7 @@ class Occupancy:
     Attributes:
         holder: who we say we are: `<database identity>_<process nonce>`.
         lost: another Tessera has it; never becomes false again.
+        waits_for: what taking it waits for, in a sentence; empty once it was taken.
     """
 
     def __init__(self, cluster: Cluster, clock: Clock, *, namespace: str, database: str, nonce: str) -> None:
@@ -54,10 +61,36 @@ class Occupancy:
         self._renewed_s = float("-inf")
         self.holder = f"{database}_{nonce}"
         self.lost = False
+        self.waits_for = "starting: the cluster's Lease is being taken"
+
+    def missing(self) -> str:
+        """Return why nothing may be decided on this cluster, in a sentence; empty = it is ours."""
+        if self.waits_for or self.holds():
+            return self.waits_for
+        return "the cluster's Lease could not be renewed: another Tessera may take over"
 
     def holds(self) -> bool:
         """Whether nobody else can have it: not lost, and written less than `TERM_S` ago."""
         return not self.lost and self._clock.monotonic() - self._renewed_s < TERM_S
+
+    async def acquire(self, *, fence: int) -> None:
+        """Take the Lease, and while the API server is away or refuses, say so and try again, ever more slowly.
+
+        Credentials are renewed and rights are granted while we run, so a refusal is waited out like silence.
+
+        Raises:
+            OccupiedError: another Tessera renews it.
+            ConfigError: the namespace does not exist.
+        """
+        wait_s, most_s = BACK_OFF_S
+        while True:
+            try:
+                await self.take(fence=fence)
+            except (ApiError, UnknownOutcome, TimeoutError) as error:
+                await self._wait_out(error, wait_s)
+                wait_s = min(2 * wait_s, most_s)
+            else:
+                return
 
     async def take(self, *, fence: int) -> None:
         """Take the Lease, from our own database's last process at once, from another one's when it is left behind.
@@ -73,12 +106,19 @@ class Occupancy:
         for last in [False] * (_ROUNDS - 1) + [True]:
             try:
                 if await self._try(fence):
+                    self.waits_for = ""
                     return
-            except (UnknownOutcome, TimeoutError):
+            except (UnknownOutcome, TimeoutError) as error:
                 if last:
                     raise
-                await self._clock.sleep(RETRY_S)
+                await self._wait_out(error, RETRY_S)
         raise OccupiedError(f"Lease {self._namespace}/{NAME} is fought over; see who else runs Tessera here.")
+
+    async def _wait_out(self, error: Exception, wait_s: float) -> None:
+        """Say what is waited for, and wait."""
+        self.waits_for = f"starting: waiting for the API server: {advice(error)}"
+        log.warning("start.waits", reason=self.waits_for, next_try_s=wait_s)
+        await self._clock.sleep(wait_s)
 
     async def run(self) -> None:
         """Renew until cancelled.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from scheduler.clock import LoopClock
 from scheduler.embedded.cluster import EmbeddedCluster
@@ -42,6 +43,20 @@ class World:
     def holder(self) -> str:
         holder: str = self.lease()["spec"]["holderIdentity"]
         return holder
+
+
+class Unwilling:
+    """A cluster that answers with an error as long as there is one."""
+
+    def __init__(self, cluster: EmbeddedCluster, clock: LoopClock, error: Exception | None = None) -> None:
+        self._cluster, self._clock, self.error = cluster, clock, error
+        self.asked_s: list[float] = []
+
+    def __getattr__(self, verb: str) -> Any:
+        self.asked_s.append(self._clock.monotonic())
+        if self.error is not None:
+            raise self.error
+        return getattr(self._cluster, verb)
 
 
 def virtual(story: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -122,6 +137,65 @@ def test_wall_clocks_do_not_matter(skew_s: int) -> None:
         renewing.cancel()
 
     virtually(story)
+
+
+@virtual
+async def test_an_api_server_that_is_away_is_waited_for_with_growing_pauses_and_a_reason(world: World) -> None:
+    faults = Unwilling(world.cluster, world.clock, ApiError(503, "Unreachable", "GET /x: connection refused"))
+    first = Occupancy(cast("Cluster", faults), world.clock, namespace=SPACE, database="db1", nonce="p1")
+    assert first.missing().startswith("starting: ")
+    with capture_logs() as said:
+        taking = asyncio.ensure_future(first.acquire(fence=1))
+        await world.clock.sleep(120)
+        assert not taking.done()
+        assert "waiting for the API server: the API server cannot be reached (503 Unreachable" in first.missing()
+        faults.error = None
+        await world.clock.sleep(11)
+    assert taking.done()
+    assert (world.holder(), first.missing()) == ("db1_p1", "")
+    logged = [one for one in said if one["event"] == "start.waits"]
+    assert {one["reason"] for one in logged} == {logged[0]["reason"]}
+    assert logged[0]["reason"].startswith("starting: waiting for the API server: ")
+    pauses = [later - sooner for sooner, later in pairwise(faults.asked_s)]
+    assert pauses[:6] == pytest.approx([0.5, 1, 2, 4, 8, 10])
+    assert max(pauses) == pytest.approx(10)
+    await world.clock.sleep(TERM_S)
+    assert "could not be renewed" in first.missing()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ApiError(401, "Unauthorized", "no"), "does not accept our credentials"),
+        (ApiError(403, "Forbidden", "leases is forbidden"), "forbids it: grant the rights of deploy/"),
+        (ApiError(400, "", "Client sent an HTTP request to an HTTPS server."), "write https:// in the kubeconfig"),
+        (ApiError(503, "Unreachable", "[SSL: WRONG_VERSION_NUMBER]"), "speaks no TLS: write http://"),
+        (TimeoutError(), "does not answer in time"),
+    ],
+)
+def test_what_a_start_waits_for_is_said_with_the_next_step_until_it_is_granted(error: Exception, words: str) -> None:
+    @virtual
+    async def story(world: World) -> None:
+        unwilling = Unwilling(world.cluster, world.clock, error)
+        first = Occupancy(cast("Cluster", unwilling), world.clock, namespace=SPACE, database="db1", nonce="p1")
+        taking = asyncio.ensure_future(first.acquire(fence=1))
+        await world.clock.sleep(60)
+        assert words in first.missing()
+        unwilling.error = None
+        await world.clock.sleep(11)
+        assert (taking.done(), first.missing()) == (True, "")
+
+    story()
+
+
+@virtual
+async def test_another_tessera_is_not_waited_for(world: World) -> None:
+    first = world.tessera("db1", "p1")
+    await first.take(fence=1)
+    renewing = asyncio.ensure_future(first.run())
+    with pytest.raises(OccupiedError):
+        await world.tessera("db2", "p2").acquire(fence=1)
+    renewing.cancel()
 
 
 @virtual
