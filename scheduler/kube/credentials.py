@@ -1,7 +1,7 @@
 """Where the API server is and as whom we speak to it: kubeconfig or service account, read by the official client.
 
 Of `kubernetes` only the configuration is used (contexts, tokens, exec plugins, OIDC, certificates); requests are ours.
-Importing this module costs about a second and 40 MB, so `scheduler.kube.api` does it only when it connects.
+Importing this module takes time and memory, so `scheduler.kube.api` does it only when it connects.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Credentials:
         self._configuration = configuration
         self._authorization: str = configuration.api_key.get("BearerToken", "")
         self.url: str = configuration.host.rstrip("/")
+        if urlsplit(self.url).scheme not in {"http", "https"}:
+            raise ValueError(f"the server {self.url} must begin with https:// (or http://)")
         self.ssl = _ssl_context(configuration) if self.url.startswith("https") else None
         self.server_hostname: str | None = configuration.tls_server_name or None
         self.proxy: str | None = configuration.proxy or _proxy_of_environment(self.url)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from scheduler.errors import ConfigError
 from scheduler.kube.api import ApiServer, Limits, connect
 from scheduler.kube.port import ApiError, Conflict, Gone, NotFound, UnknownOutcome
+from scheduler.kube.wire import advice
 from tests.kube.servers import Play, Request, client_of, serving, write_kubeconfig
 
 HASTY = Limits(read_s=0.3, write_s=0.3, connect_s=0.3)
@@ -349,3 +352,45 @@ class _Hand:
 
     def call_later(self, seconds: float, call: Any) -> asyncio.TimerHandle:
         raise NotImplementedError
+
+
+async def test_https_where_plain_http_is_spoken_is_said_so(tmp_path: Path) -> None:
+    async def plain(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as listening:
+        url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        client = await connect(
+            kubeconfig=write_kubeconfig(tmp_path, url, {"token": "t"}), in_cluster=False, limits=HASTY
+        )
+        with pytest.raises(ApiError) as caught:
+            await client.get("nodes", "", "n")
+        assert advice(caught.value).startswith("what answers there speaks no TLS: write http:// in the kubeconfig")
+        await client.close()
+
+
+async def test_http_where_https_is_spoken_is_said_so(tmp_path: Path) -> None:
+    said = b"Client sent an HTTP request to an HTTPS server.\n"
+    async with client_of(answers(400, said), tmp_path) as (client, _):
+        with pytest.raises(ApiError) as caught:
+            await client.get("nodes", "", "n")
+        assert advice(caught.value).startswith("the API server speaks HTTPS: write https:// in the kubeconfig")
+
+
+async def test_an_address_that_is_no_web_address_is_refused_at_once(tmp_path: Path) -> None:
+    kubeconfig = write_kubeconfig(tmp_path, "ftp://127.0.0.1:6443", {"token": "t"})
+    with pytest.raises(ConfigError, match=r"ftp://127.0.0.1:6443 must begin with https://"):
+        await connect(kubeconfig=kubeconfig, in_cluster=False)
+
+
+def test_the_client_library_is_imported_without_its_other_half() -> None:
+    """What the package's `__init__` would import costs every start half a second."""
+    story = (
+        "import asyncio, sys; from scheduler.kube.api import connect; from scheduler.errors import ConfigError\n"
+        "try: asyncio.run(connect(kubeconfig='/nowhere', in_cluster=False))\n"
+        "except ConfigError: print(*sorted(sys.modules))\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", story], capture_output=True, check=True, text=True).stdout.split()
+    assert "kubernetes.aio.config.kube_config" in loaded
+    assert not {"kubernetes.client", "kubernetes.config", "kubernetes.dynamic", "requests", "urllib3"} & set(loaded)
