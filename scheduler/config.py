@@ -6,13 +6,14 @@ ignored silently. `TESSERA_EXTENDER_K=4` sets `extender.k`; the environment beat
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from scheduler.decision.catalog import DEFAULT_MASKS, DEFAULT_TIERS, Policies, read_policies
 from scheduler.errors import ConfigError
@@ -34,6 +35,24 @@ def seconds(value: object) -> object:
 Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400)]
 
 
+HTTP_TIMEOUT_S = 2.0
+"""How long kube-scheduler waits for an answer (`httpTimeout` in deploy/), whatever it asks."""
+ELSEWHERE = frozenset({"TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN"})
+"""Variables that are no configuration: the state folder, and what benches and tests read."""
+_SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""What a kubelet sets in every pod beside a Service whose name begins with `tessera`, such as TESSERA_SERVICE_HOST."""
+
+
+def below_http_timeout(deadline_s: float) -> float:
+    """Return a deadline for an answer to kube-scheduler, in seconds. Raises ValueError when nobody waits that long."""
+    if deadline_s > HTTP_TIMEOUT_S:
+        raise ValueError(f"at most {HTTP_TIMEOUT_S:.0f} s: kube-scheduler's httpTimeout has given up by then")
+    return deadline_s
+
+
+Deadline = Annotated[Duration, AfterValidator(below_http_timeout)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,8 +64,8 @@ class Extender(_Part):
     """
 
     k: int = Field(default=1, ge=1, le=1000)
-    filterDeadline: Duration = 0.8  # noqa: N815 - the file's spelling
-    bindDeadline: Duration = 1.5  # noqa: N815
+    filterDeadline: Deadline = 0.8  # noqa: N815 - the file's spelling
+    bindDeadline: Deadline = 1.5  # noqa: N815
     clientNames: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = Field(  # noqa: N815
         default=("kube-scheduler.tessera",), min_length=1, max_length=64
     )
@@ -132,17 +151,23 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
 
 
 def _from_environment(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
-    for section, kind in (("extender", Extender), ("policy", Policy), ("queue", Queue), ("log", Log)):
-        for key in kind.model_fields:
-            name = f"TESSERA_{section}_{key}".upper()
-            if name in environment:
-                part = tree.setdefault(section, {})
-                if isinstance(part, dict):
-                    part[key] = _variable(name, environment)
-    for key in ("namespace", "nodeGroups", "templates", "access", "notify", "prices"):
-        name = f"TESSERA_{key}".upper()
+    parts = (("extender", Extender), ("policy", Policy), ("queue", Queue), ("log", Log))
+    known = {f"TESSERA_{section}_{key}".upper(): (section, key) for section, kind in parts for key in kind.model_fields}
+    known |= {f"TESSERA_{key}".upper(): ("", key) for key in Settings.model_fields.keys() - dict(parts).keys()}
+    _refuse_unknown(environment, known.keys() | ELSEWHERE)
+    for name, (section, key) in known.items():
         if name in environment:
-            tree[key] = _variable(name, environment)
+            part = tree.setdefault(section, {}) if section else tree
+            if isinstance(part, dict):
+                part[key] = _variable(name, environment)
+
+
+def _refuse_unknown(environment: Mapping[str, str], known: Collection[str]) -> None:
+    """Raise ConfigError for a variable that looks like ours and is none, so that a slip of the pen is not ignored."""
+    for name in sorted(environment):
+        if name.upper().startswith("TESSERA_") and name not in known and not _SERVICE_LINK.fullmatch(name):
+            near = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.0)[0]
+            raise ConfigError(f"environment: Tessera knows no variable {name}; did you mean {near}? Else unset it")
 
 
 def _variable(name: str, environment: Mapping[str, str]) -> object:

@@ -85,3 +85,43 @@ def test_the_extenders_clients_are_named_and_never_nobody(tmp_path: Path) -> Non
         path.write_text(f"extender:\n  clientNames: {nobody}\n")
         with pytest.raises(ConfigError, match=r":2: `extender\.clientNames"):
             load(path, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("TESSERA_EXTENDER_FILTERDEADLIN", "TESSERA_EXTENDER_FILTERDEADLINE"),
+        ("TESSERA_EXTENDER_FILTER_DEADLINE", "TESSERA_EXTENDER_FILTERDEADLINE"),
+        ("TESSERA_NAMESPACES", "TESSERA_NAMESPACE"),
+        ("TESSERA_STATES", "TESSERA_STATE"),
+        ("tessera_log_level", "TESSERA_LOG_LEVEL"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_name(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"no variable {name}; did you mean {near}[?]"):
+        load(None, {name: "1"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN", "PATH"),
+        *("TESSERA_SERVICE_HOST", "TESSERA_SERVICE_PORT", "TESSERA_SERVICE_PORT_HTTPS", "TESSERA_PORT"),
+        *("TESSERA_METRICS_PORT_9090_TCP", "TESSERA_PORT_443_TCP_ADDR", "TESSERA_PORT_53_UDP_PROTO"),
+    ],
+)
+def test_variables_of_others_are_left_alone(name: str) -> None:
+    """A kubelet sets variables for each Service of the namespace, one of which may be called tessera."""
+    assert load(None, {name: "tcp://10.0.0.1:443"}) == Settings()
+
+
+def test_every_setting_of_the_top_has_a_variable() -> None:
+    assert load(None, {"TESSERA_NAMESPACE": "gpu"}).namespace == "gpu"
+    assert load(None, {"TESSERA_NODEGROUPS": "{a: 1}"}).nodeGroups == {"a": 1}
+
+
+@pytest.mark.parametrize("key", ["filterDeadline", "bindDeadline"])
+def test_a_deadline_beyond_kube_schedulers_patience_is_refused(key: str, tmp_path: Path) -> None:
+    assert getattr(load(write(tmp_path, f"extender: {{{key}: 2s}}\n"), {}).extender, key) == 2.0
+    with pytest.raises(ConfigError, match=f"(?s):1: `extender.{key}`: .*at most 2 s: kube-scheduler's httpTimeout"):
+        load(write(tmp_path, f"extender: {{{key}: 2001ms}}\n"), {})
