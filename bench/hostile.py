@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from bench.hostile_bodies import Attacker, Sent
+from bench.hostile_bodies import Sent
+from bench.hostile_webhook import ReviewAttacker, ReviewOracle, trusting
 from bench.kube_objects import node_object, pod_object
 from bench.product import Product, ProductError
 from scheduler.clock import RealClock
@@ -57,6 +59,7 @@ class Findings:
     wrong: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    reviews: ReviewOracle = field(default_factory=ReviewOracle)
 
     def note(self, kind: str, text: str) -> None:
         """Count one finding: `crashes`, `bad_5xx` or `wrong`."""
@@ -87,7 +90,13 @@ def judge(sent: Sent, status: int, body: bytes, found: Findings) -> None:
         answer = None
     if status >= 500 and (status == 500 or not isinstance(answer, dict)):
         found.note("bad_5xx", f"{status} {body[:200]!r} to {sent.wire[:300]!r}")
-    elif sent.verb in {"filter", "prioritize"} and (problem := _mistaken(sent, status, answer)):
+        return
+    problem = ""
+    if sent.verb in {"filter", "prioritize"}:
+        problem = _mistaken(sent, status, answer)
+    elif sent.verb == "webhook":
+        problem = found.reviews.mistake(sent, status, body)
+    if problem:
         found.note("wrong", f"{problem}: {body[:200]!r} to {sent.body[:300]!r}")
 
 
@@ -111,9 +120,9 @@ def _mistaken(sent: Sent, status: int, answer: object) -> str:
 class Line:
     """One keep-alive connection that is opened again whenever the server has closed it."""
 
-    def __init__(self, port: int) -> None:
-        """Note the port; nothing is opened."""
-        self._port = port
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Note the port, and TLS where it is spoken; nothing is opened."""
+        self._port, self._tls = port, tls
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, sent: Sent) -> tuple[int, bytes]:
@@ -125,7 +134,7 @@ class Line:
         """
         fresh = self._streams is None
         if self._streams is None:
-            self._streams = await asyncio.open_connection(HOST, self._port, limit=1 << 20)
+            self._streams = await asyncio.open_connection(HOST, self._port, limit=1 << 20, ssl=self._tls)
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await self._exchange(sent)
@@ -179,7 +188,7 @@ async def run_hostile(port: str, bodies: int, seed: int, say: Say) -> Json:
     """Attack one port and return the report.
 
     Args:
-        port: `extender` or `api`.
+        port: `extender`, `webhook` or `api`.
         bodies: how many requests.
         seed: of all of them.
         say: takes one line of progress.
@@ -190,10 +199,12 @@ async def run_hostile(port: str, bodies: int, seed: int, say: Say) -> Json:
     with tempfile.TemporaryDirectory(prefix="tessera-hostile-") as temporary:
         folder = Path(temporary)
         pods, names = cluster_files(folder)
-        product = Product(folder, None, flags=[f"--embedded={folder}"])
+        more = ["--webhook=127.0.0.1:0"] if port == "webhook" else []
+        product = Product(folder, None, flags=[f"--embedded={folder}", *more])
+        attacker = ReviewAttacker(seed, pods, names)
         try:
             await product.start()
-            return await _Run(product, folder, Attacker(seed, pods, names), port, say).everything(bodies, seed)
+            return await _Run(product, folder, attacker, port, say).everything(bodies, seed)
         except (ProductError, aiohttp.ClientError) as error:
             raise HostileError(str(error)) from error
         finally:
@@ -204,7 +215,7 @@ async def run_hostile(port: str, bodies: int, seed: int, say: Say) -> Json:
 class _Run:
     product: Product
     folder: Path
-    attacker: Attacker
+    attacker: ReviewAttacker
     port: str
     say: Say
     found: Findings = field(default_factory=Findings)
@@ -242,16 +253,20 @@ class _Run:
 
     async def _largest(self) -> None:
         """Send the largest bodies three times on every connection."""
-        if self.port == "extender":
-            lines = [Line(self._port()) for _ in range(CONNECTIONS)]
+        if self.port != "api":
+            make = self.attacker.largest if self.port == "extender" else self.attacker.largest_review
+            lines = [Line(self._port(), self._tls()) for _ in range(CONNECTIONS)]
             for _ in range(3):
-                await asyncio.gather(*(line.ask(self.attacker.largest()) for line in lines))
+                await asyncio.gather(*(line.ask(make()) for line in lines))
             for line in lines:
                 line.close()
 
     def _port(self) -> int:
-        url = self.product.extender if self.port == "extender" else self.product.api
-        return int(url.split(":")[2].split("/")[0])
+        """Return the number of the port under attack."""
+        return int(getattr(self.product, self.port).split(":")[2].split("/")[0])
+
+    def _tls(self) -> ssl.SSLContext | None:
+        return trusting() if self.port == "webhook" else None
 
     async def _attack(self, count: int) -> float:
         """Send this many requests over a few connections; the process must live through it.
@@ -261,12 +276,12 @@ class _Run:
         """
         least_mib = self._rss_mib()
         number = self._port()
-        make = self.attacker.extender if self.port == "extender" else self.attacker.api
+        make: Callable[[], Sent] = getattr(self.attacker, self.port)
         until = self.sent + count
 
         async def sender() -> None:
             nonlocal least_mib
-            line = Line(number)
+            line = Line(number, self._tls())
             while self.sent < until:
                 self.sent += 1
                 if self.sent % LOOK_EVERY == 0:
@@ -290,11 +305,11 @@ class _Run:
 
     async def _slow(self) -> None:
         """Keep connections open with half a request, some with a byte now and then; each must be ended in time."""
-        number = int(self.product.extender.split(":")[2].split("/")[0])
+        number = int((self.product.webhook or self.product.extender).split(":")[2].split("/")[0])
         begun = time.monotonic()
-        ended = await asyncio.gather(
-            *(_dawdle(number, start, drip=place % 2 == 0) for start in SLOW for place in range(SLOW_EACH))
-        )
+        starts = [start.replace(b"/scheduler/filter", b"/mutate") for start in SLOW] if self.product.webhook else SLOW
+        every = [(start, place % 2 == 0) for start in starts for place in range(SLOW_EACH)]
+        ended = await asyncio.gather(*(_dawdle(number, start, self._tls(), drip=drip) for start, drip in every))
         for kept in [1 for one in ended if not one]:
             self.found.note("crashes", f"a slow sender was still served after {SLOW_S * kept:.0f} s")
         self.say(f"{len(ended)} slow senders were let go within {time.monotonic() - begun:.0f} s")
@@ -338,9 +353,9 @@ class _Run:
         return int(found[1]) / 1024 if found else 0.0
 
 
-async def _dawdle(port: int, start: bytes, *, drip: bool) -> bool:
+async def _dawdle(port: int, start: bytes, tls: ssl.SSLContext | None, *, drip: bool) -> bool:
     """Send half a request, then wait or send a byte a second; return whether the server ended it in time."""
-    reader, writer = await asyncio.open_connection(HOST, port)
+    reader, writer = await asyncio.open_connection(HOST, port, ssl=tls)
     try:
         async with asyncio.timeout(SLOW_S):
             writer.write(start)
