@@ -19,7 +19,7 @@ from scheduler.metrics import Metrics
 from scheduler.web.extender import Extender
 from tests.objects import raw_node, raw_pod
 
-NAMES = [f"gpu-{number:03}.example.internal" for number in range(200)]
+NAMES = [f"gpu-{number:03}.example.internal" for number in range(500)]
 ONE = raw_pod("one", 4)
 
 
@@ -47,7 +47,7 @@ def test_rows_are_the_same_and_the_lapsed_node_is_left_out(loop: VirtualLoop) ->
     made, args = desk(loop), read_filter(sent(ONE))
     assert isinstance(args.names, Offered)
     every = made.rows(args.pod.uid, NAMES).tolist()
-    assert every == made.rows(args.pod.uid, args.names).tolist() == list(range(100))
+    assert every == made.rows(args.pod.uid, args.names).tolist() == list(range(250))
     (named,) = made.filter(args.pod, args.names).names
     loop.run_until_complete(made.clock.sleep(16))
     made.lapse()
