@@ -66,6 +66,7 @@ def lines(request: dict[str, Any], found: dict[str, Any]) -> list[str]:
         head.append(f"position {found['position']} of {found['waiting']}")
     said = ["  ".join(head)]
     said += [f"  {one['text']}  [{one['code']}: {one['class']}]" for one in found["reasons"]]
+    said += [f"  warning: {sentence}" for sentence in found.get("warnings", ())]
     if found["funnel"]:
         said.append("  nodes left: " + " -> ".join(_narrowing(found["funnel"])))
     if found["changes"]:

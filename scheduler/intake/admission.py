@@ -17,10 +17,10 @@ from scheduler.model.pod import Refusal
 
 from .demand import read_needs
 from .foreign import Container, Translation, is_foreign, translate
-from .pod import QUEUE, read_pod
+from .pod import read_pod
 from .reading import NAME_MAX, Reader, Unreadable, mapping, sequence, shown
 from .resources import is_device
-from .wishes import DEFAULT_QUEUE
+from .wishes import DEFAULT_QUEUE, QUEUE
 
 API_VERSION, KIND = "admission.k8s.io/v1", "AdmissionReview"
 MIRROR = "kubernetes.io/config.mirror"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler import ALLOCATION, PREFIX, SCHEDULER_NAME, TOUCH
+from scheduler import ALLOCATION, SCHEDULER_NAME, TOUCH
 from scheduler.model.pod import AMOUNT_MAX, Amounts, DeviceAsk, Pod, Request, Selection
 
 from .allocation import read_allocation
@@ -13,9 +13,8 @@ from .devices import read_devices
 from .reading import Reader, Unreadable, integer, mapping, name, sequence, shown, text
 from .selection import read_selection
 from .times import micros
-from .wishes import read_wishes
+from .wishes import QUEUE, misspelt, read_wishes
 
-QUEUE = PREFIX + "queue"
 _PRIORITY_MAX = 2**31 - 1
 _TOUCH_DIGITS = 18  # below AMOUNT_MAX
 
@@ -35,7 +34,7 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
     meta = reader.mapping(raw.get("metadata"), "metadata")
     spec = reader.mapping(raw.get("spec"), "spec")
     status = reader.mapping(raw.get("status"), "status")
-    notes = _texts(meta, "annotations", reader)
+    notes, labels = _texts(meta, "annotations", reader), _texts(meta, "labels", reader)
     phase = reader.name(status.get("phase"), "phase") or "Pending"
     terminal = phase in {"Succeeded", "Failed"}
     needs = read_needs(spec, status, reader)
@@ -52,7 +51,7 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
     )
     gates = _names(spec, "schedulingGates", reader)
     return Pod(
-        request=_request(meta, spec, notes, Amounts() if terminal else amounts, devices, reader),
+        request=_request(meta, spec, labels.get(QUEUE), notes, Amounts() if terminal else amounts, devices, reader),
         resource_version=version,
         ours=scheduler == SCHEDULER_NAME,
         node=node,
@@ -65,12 +64,14 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
         touch=_touch(notes.get(TOUCH, "")),
         tokens=() if terminal else tokens,
         allocation=read_allocation(notes[ALLOCATION]) if ALLOCATION in notes else None,
+        warnings=misspelt(labels, notes),
     )
 
 
 def _request(  # noqa: PLR0917 - the parts of one pod
     meta: Mapping[str, object],
     spec: Mapping[str, object],
+    queue: str | None,
     notes: Mapping[str, str],
     amounts: Amounts,
     devices: DeviceAsk,
@@ -78,7 +79,7 @@ def _request(  # noqa: PLR0917 - the parts of one pod
 ) -> Request:
     """Return the Request; read last, because it carries the refusal of all reading."""
     uid, namespace, called = (reader.name(meta.get(key), key) for key in ("uid", "namespace", "name"))
-    wishes = read_wishes(_texts(meta, "labels", reader).get(QUEUE), notes, reader)
+    wishes = read_wishes(queue, notes, reader)
     priority = reader.take(_priority, spec.get("priority"), 0)
     selection = reader.take(read_selection, spec, Selection())
     claims = reader.sequence(spec.get("resourceClaims"), "spec.resourceClaims")

@@ -1,13 +1,15 @@
-"""What a pod's label and annotations wish beside devices: queue, gang, class and run time."""
+"""What a pod's label and annotations wish beside devices: queue, gang, class and run time; and what they misspell."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler import PREFIX
+from scheduler import ALLOCATION, PREFIX, REQUEST, RETRY, TOUCH
 
+from .devices import GPU_MEMORY, GPU_MILLI, GPU_MODEL
 from .reading import NAME_MAX, Reader, Unreadable, shown
 from .times import seconds
 
@@ -15,6 +17,11 @@ GANG = PREFIX + "gang"
 GANG_SIZE = PREFIX + "gang-size"
 CLASS = PREFIX + "class"
 MAX_RUNTIME = PREFIX + "max-runtime"
+QUEUE = PREFIX + "queue"
+WISHES = frozenset({GPU_MEMORY, GPU_MILLI, GPU_MODEL, GANG, GANG_SIZE, CLASS, MAX_RUNTIME})
+OURS = frozenset({ALLOCATION, REQUEST, TOUCH, RETRY, PREFIX + "paper-runtime"})  # the last one is the demo's kubelet's
+LABELS = frozenset({QUEUE})
+WARNINGS_MAX = 8
 GANG_SIZE_MAX = 10_000
 CLASSES = ("batch", "serving")
 DEFAULT_QUEUE = "default"
@@ -53,6 +60,20 @@ def read_wishes(queue: str | None, notes: Mapping[str, str], reader: Reader) -> 
         workload_class=reader.take(_class, notes.get(CLASS), ""),
         max_runtime_s=reader.take(_max_runtime, notes.get(MAX_RUNTIME), 0),
     )
+
+
+def misspelt(labels: Mapping[str, str], notes: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a sentence for each label and annotation with our prefix that nobody knows, at most `WARNINGS_MAX`."""
+    found: list[str] = []
+    for kind, given, known, others in (("label", labels, LABELS, WISHES), ("annotation", notes, WISHES, LABELS)):
+        for key in sorted(key for key in given if key.startswith(PREFIX) and key not in known | OURS):
+            if key in others:
+                advice = f"write it as {'an annotation' if kind == 'label' else 'a label'}"
+            else:
+                near = difflib.get_close_matches(key, sorted(known | others), n=1)
+                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            found.append(f"The {kind} {shown(key)} has no effect: {advice}")
+    return tuple(found[:WARNINGS_MAX])
 
 
 def _queue(label: str | None) -> str:

@@ -153,6 +153,7 @@ class Pod:
     touch: int = 0  # epoch up to which bindings in flight are void
     tokens: tuple[tuple[str, int], ...] = ()  # device resources asked, sorted, as the node must book them
     allocation: Allocation | None = None  # as written by the Binding; None where absent or unreadable
+    warnings: tuple[str, ...] = ()  # labels and annotations with our prefix that have no effect, a sentence each
 
     @property
     def uid(self) -> str:

@@ -38,6 +38,7 @@ def explanation(desk: Desk, row: Row) -> dict[str, Any]:
         "reasons": found["reasons"],
         "position": position,
         "waiting": waiting,
+        "warnings": list(pod.warnings) if pod is not None else [],
         "funnel": found["funnel"],
         "changes": _changes(desk, pod) if row.state is State.QUEUED and found["funnel"] and pod is not None else [],
     }

@@ -163,6 +163,17 @@ async def test_why_of_a_wrong_wish_says_what_to_change(stage: Stage, capsys: Cap
     assert "tessera.dev/share" in bad.json["reasons"][0]["text"]
 
 
+async def test_why_warns_of_a_misspelt_annotation_and_refuses_nothing(stage: Stage, capsys: Capture) -> None:
+    stage.pod("slip", 9, annotations={"tessera.dev/gpu-modle": "A100"})
+    async with stage.serving():
+        said = await tessera(capsys, "why", "slip", "--api", stage.url)
+        found = (await tessera(capsys, "why", "slip", "--api", stage.url, "--json")).json
+    assert "warning: The annotation 'tessera.dev/gpu-modle' has no effect: did you mean" in said.out
+    (warning,) = found["warnings"]
+    assert warning.endswith("did you mean tessera.dev/gpu-model?")
+    assert found["state"] == "QUEUED"
+
+
 async def test_why_sends_sick_hardware_to_the_administrator(stage: Stage, capsys: Capture) -> None:
     for slot in range(8):
         stage.sick("exact-1", slot)

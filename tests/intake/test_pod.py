@@ -426,3 +426,27 @@ def test_deep_and_huge_values(key: str) -> None:
 def test_the_rich_pod_itself_is_fine() -> None:
     assert read_pod(RICH).request.refusal is None
     assert len(places(RICH)) > 80
+
+
+@pytest.mark.parametrize(
+    ("labels", "notes", "words"),
+    [
+        ({"tessera.dev/queue": "a", "app": "x"}, {"tessera.dev/gang": "g", "tessera.dev/touch": "1"}, []),
+        ({}, {"tessera.dev/gpu-modle": "A100"}, ["annotation 'tessera.dev/gpu-modle'", "mean tessera.dev/gpu-model?"]),
+        ({"tessera.dev/gpu-model": "A100"}, {}, ["label 'tessera.dev/gpu-model'", "write it as an annotation"]),
+        ({}, {"tessera.dev/queue": "a"}, ["annotation 'tessera.dev/queue'", "write it as a label"]),
+        ({}, {"tessera.dev/" + "x" * 400: "1"}, ["xxx'...", "known are tessera.dev/class, "]),
+    ],
+)
+def test_our_labels_and_annotations_that_nobody_knows_are_warned_of_and_refuse_nothing(
+    labels: Json, notes: Json, words: list[str]
+) -> None:
+    found = read_pod(pod(asking(gpu="1"), notes=notes, labels=labels))
+    assert found.request.refusal is None
+    assert len(found.warnings) == bool(words)
+    assert all(word in found.warnings[0] for word in words)
+
+
+def test_warnings_are_bounded() -> None:
+    found = read_pod(pod(asking(gpu="1"), notes={f"tessera.dev/odd-{number}": "" for number in range(100)}))
+    assert len(found.warnings) == 8
