@@ -323,6 +323,21 @@ async def test_a_pod_that_was_replaced_keeps_its_gate(real_cluster: RealCluster,
     assert gates(await developer.get(pod_path(pod))) == [HOLD]
 
 
+async def test_the_whole_table(real_cluster: RealCluster) -> None:
+    """On a control plane of its own: accepted and denied exactly as the table says, webhook up and down."""
+    argv = [sys.executable, "-m", "bench", "admission", "--json"]
+    child = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    report = json.loads(out.splitlines()[-1])
+    assert report["ok"], report
+    assert {key: report[key] for key in ("mismatches", "non_gpu_blocked", "unmanaged_admitted")} == {
+        "mismatches": 0,
+        "non_gpu_blocked": 0,
+        "unmanaged_admitted": 0,
+    }
+    assert min(report["accepted"], report["denied"]) >= 60
+
+
 async def test_the_documented_way_out(
     real_cluster: RealCluster, admin: ApiClient, developer: ApiClient, product: Product
 ) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import ssl
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
+import trustme
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -20,6 +23,7 @@ from scheduler.embedded.patching import patched
 from scheduler.intake.admission import BadReview
 from scheduler.web import webhook as subject
 from scheduler.web.patience import GuardedRunner
+from scheduler.web.tls import Files, RotatingContext, TlsSite
 from scheduler.web.webhook import BODY_MAX, Webhook, webhook_app
 from tests.objects import raw_pod
 
@@ -131,6 +135,40 @@ async def test_junk_gets_a_problem(path: str, body: bytes, headers: dict[str, st
         said = await answer.json(content_type=None)
         assert said["code"] == code
         assert said["detail"]
+
+
+def write(folder: Path, authority: trustme.CA) -> None:
+    """Write a certificate for this machine and its key."""
+    leaf = authority.issue_cert("127.0.0.1")
+    (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    leaf.private_key_pem.write_to_path(str(folder / "tls.key"))
+
+
+async def test_files_that_are_replaced_count_from_the_next_connection_on(tmp_path: Path) -> None:
+    first, second = trustme.CA(), trustme.CA()
+    write(tmp_path, first)
+    runner = GuardedRunner(webhook_app(Webhook(CollectorRegistry())), access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    context = RotatingContext.of(Files(tmp_path / "tls.crt", tmp_path / "tls.key"))
+    await TlsSite(runner, "127.0.0.1", 0, context=context).start()
+    url = f"https://127.0.0.1:{runner.addresses[0][1]}/mutate"
+
+    async def answered(authority: trustme.CA) -> bool:
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)
+        async with aiohttp.ClientSession() as client:
+            try:
+                async with client.post(url, data=review(raw_pod("p", 1)), ssl=trust) as answer:
+                    return answer.status == 200
+            except aiohttp.ClientConnectorCertificateError:
+                return False
+
+    assert (await answered(first), await answered(second)) == (True, False)
+    write(tmp_path, second)
+    assert (await answered(first), await answered(second)) == (False, True)
+    (tmp_path / "tls.key").write_text("junk")
+    assert await answered(second)
+    await runner.cleanup()
 
 
 async def test_a_fault_of_ours_is_a_500_with_json(monkeypatch: pytest.MonkeyPatch) -> None:
