@@ -45,37 +45,43 @@ class Board:
         leading = next((at for at, name in enumerate(self.masks) if name not in STATIC_MASKS), len(self.masks))
         self._static, self._live = self.masks[:leading], list(enumerate(self.masks))[leading:]
         self.policies = policies
-        self._bytes = 4 * (len(policies.tiers) + 1)
+        self._tiers = policies.tiers  # of those that tell nodes apart, once the kind of ask is known
         self._layout = _NEVER
+        self._synced = _NEVER  # the columns' generation up to which changes were noticed
         self._mix = empty_mix(0)
         self._known: dict[str, FloatArray] = {}
         self._leading: list[FloatArray] = []  # sums of the tiers before the first one that changes with bookings
-        self._seen = np.zeros(0, np.int64)  # generation at which each node was judged
+        self._stale = np.zeros(0, np.bool_)
         self._first = np.zeros(0, np.int8)
-        self._keys = np.zeros(0, f"S{self._bytes}")
+        self._keys = np.zeros(0, "S8")  # of stale nodes their ceilings
 
     def turn(self, snapshot: Snapshot, ask: Ask, mix: Mix, layout: int) -> Board:
         """Turn to these live columns.
 
         Args:
-            snapshot: the columns.
+            snapshot: the columns; a node that changes gets a generation above all that there were.
             ask: of this board's class.
             mix: what scores may read; another object = other contents.
             layout: grows whenever a Node object came, changed or went.
         """
         self._snapshot, self.ask = snapshot, ask
+        moved = np.flatnonzero(snapshot.generation > self._synced)
         if layout != self._layout:
-            self._lay_out(snapshot, ask, mix)
+            self._lay_out(snapshot, ask, mix, moved)
             self._layout = layout
+        elif len(moved):
+            self._doubt(moved)
+        if len(moved):
+            self._synced = int(snapshot.generation[moved].max())
         if mix is not self._mix:
             self._mix = mix
-            self._seen.fill(_NEVER)
+            self._doubt(np.arange(snapshot.nodes))
         return self
 
     @property
     def rows(self) -> int:
         """How many nodes it has room for."""
-        return len(self._seen)
+        return len(self._stale)
 
     def best(self, rows: Rows | None = None, count: int = 1) -> Rows:
         """Return up to `count` of these nodes that pass, best first; None = of all nodes; one named twice is one."""
@@ -84,14 +90,11 @@ class Board:
         if not len(rows):
             return rows
         keys = self._keys.take(rows)
-        stale = self._snapshot.generation.take(rows) != self._seen.take(rows)
-        if stale.any():
-            self._mend(keys, np.flatnonzero(stale), rows, count)
-        if count == 1:
-            top = keys.argmax()
-            return rows[top : top + 1] if keys[top] else rows[:0]
-        order = keys.argsort()[::-1][:count]
-        found = keys[order]
+        order = _top(keys, count)
+        if self._stale.take(rows.take(order)).any():
+            self._mend(keys, rows, count)
+            order = _top(keys, count)
+        found = keys.take(order)
         order = order[: np.count_nonzero(found != b"")]
         if (found[1:] == found[:-1])[: len(order)].any():
             return self.best(np.unique(rows), count)
@@ -99,9 +102,7 @@ class Board:
 
     def settle(self, rows: Rows | None = None) -> Failed:
         """Judge these nodes where that is due; None = all. What is returned holds for them."""
-        where = np.arange(self._snapshot.nodes) if rows is None else rows
-        stale = where[self._snapshot.generation.take(where) != self._seen.take(where)]
-        due = stale[self._ceilings.take(stale) != b""]
+        due = np.flatnonzero(self._stale) if rows is None else rows[self._stale.take(rows)]
         if len(due):
             self._judge(due)
         return Failed(self.masks, self._first)
@@ -111,59 +112,75 @@ class Board:
         if self._layout == _NEVER:
             return False
         self.turn(snapshot, self.ask, mix, layout)
-        due = np.flatnonzero((snapshot.generation != self._seen) & (self._ceilings != b""))[:TIDIED_AT_ONCE]
+        due = np.flatnonzero(self._stale)[:TIDIED_AT_ONCE]
         if len(due):
             self._judge(due)
         return bool(len(due))
 
     def sums(self, row: int) -> list[float]:
         """Return the tier sums of a node that passes and is settled."""
-        raw = np.frombuffer(self._keys[row].ljust(self._bytes, b"\0"), ">f4")
-        sums: list[float] = raw[:-1].tolist()
-        return sums
+        told = iter(np.frombuffer(self._keys[row].ljust(self._keys.itemsize, b"\0"), ">f4").tolist())
+        here = np.asarray([row], np.intp)
+        return [
+            next(told) if tier in self._tiers else float(self._sum(tier, self._snapshot, self.ask, here)[0])
+            for tier in self.policies.tiers
+        ]
 
-    def _lay_out(self, snapshot: Snapshot, ask: Ask, mix: Mix) -> None:
+    def _lay_out(self, snapshot: Snapshot, ask: Ask, mix: Mix, moved: Rows) -> None:
         """Take in what Node objects say, and scores that are the same everywhere for this kind of ask."""
         self._checks = [(at, MASKS[name]) for at, name in self._live if ask.kind in asks_of(name)]
+        self._tiers = tuple(
+            tier for tier in self.policies.tiers if any(ask.kind in told_apart_by(name) for name, _ in tier)
+        )
         names = [name for tier in self.policies.tiers for name, _ in tier]
         static = [name for name in names if name in STATIC_SCORES or ask.kind not in told_apart_by(name)]
         self._known = {name: SCORES[name](snapshot, ask, mix) for name in static}
         settled = {
             at: combine.tier_sum([(weight, self._known[name]) for name, weight in tier])
-            for at, tier in enumerate(self.policies.tiers)
+            for at, tier in enumerate(self._tiers)
             if all(name in self._known for name, _ in tier)
         }
-        leading = takewhile(settled.__contains__, range(len(self.policies.tiers)))
-        self._leading = [settled[at] for at in leading]
+        self._leading = [settled[at] for at in takewhile(settled.__contains__, range(len(self._tiers)))]
         failed = judge(snapshot, ask, mix, self.policies, self._static).failed.first
         last = np.full(snapshot.nodes, _LAST, np.uint32)
         self._ceilings = self._written(self._leading, last, failed < 0)
-        self._keep(snapshot, failed, settled)
+        self._keep(snapshot, failed, settled, moved)
 
-    def _keep(self, snapshot: Snapshot, failed: npt.NDArray[np.int8], settled: dict[int, FloatArray]) -> None:
+    def _keep(
+        self, snapshot: Snapshot, failed: npt.NDArray[np.int8], settled: dict[int, FloatArray], moved: Rows
+    ) -> None:
         """Keep what was judged of nodes that have not changed themselves, with their new rank and settled sums."""
-        before, seen, first = self._keys, self._seen, self._first
-        self._keys = np.zeros(snapshot.nodes, self._ceilings.dtype)
-        self._seen = np.full(snapshot.nodes, _NEVER, np.int64)
-        self._first = failed.copy()
-        same = np.flatnonzero((seen == snapshot.generation[: len(seen)]) & (failed[: len(seen)] < 0))
-        mixed = any(
-            name in self._known and at not in settled for at, tier in enumerate(self.policies.tiers) for name, _ in tier
-        )
-        if not len(same) or mixed:
+        keys, first = self._keys, self._first
+        same = np.zeros(snapshot.nodes, np.bool_)
+        same[: len(keys)] = ~self._stale
+        same[moved] = False
+        same &= failed < 0
+        if any(name in self._known and at not in settled for at, tier in enumerate(self._tiers) for name, _ in tier):
+            same[:] = False
+        kept = np.flatnonzero(same)
+        self._keys, self._first = self._ceilings.copy(), failed.copy()
+        self._stale = ~same & (failed < 0)
+        if not len(kept):
             return
-        self._seen[same], self._first[same], self._keys[same] = seen[same], first[same], before[same]
-        passing = same[before[same] != b""]
-        raw = self._keys.view(">u4").reshape(len(self._keys), -1)
+        self._keys[kept], self._first[kept] = keys[kept], first[kept]
+        kept = kept[keys[kept] != b""]
+        raw = self._keys.view(">u4").reshape(snapshot.nodes, -1)
         for at, one in settled.items():
-            raw.view(">f4")[passing, at] = one[passing]
-        raw[passing, -1] = _LAST - snapshot.rank[passing].astype(np.int64)
+            raw.view(">f4")[kept, at] = one[kept]
+        raw[kept, len(self._tiers)] = _LAST - snapshot.rank[kept].astype(np.int64)
 
-    def _mend(self, keys: Keys, stale: Rows, rows: Rows, count: int) -> None:
-        """Judge the stale ones among `rows` that may be among the best, and write all their keys into `keys`."""
+    def _doubt(self, rows: Rows) -> None:
+        """Fall back to what Node objects say of these nodes."""
+        self._keys[rows] = ceilings = self._ceilings[rows]
+        self._stale[rows] = ceilings != b""
+
+    def _mend(self, keys: Keys, rows: Rows, count: int) -> None:
+        """Judge the stale ones among `rows` that may be among the best, and write into `keys` what they are worth."""
+        stale = np.flatnonzero(self._stale.take(rows))
+        ceilings = keys.take(stale)
         keys[stale] = b""
-        floor = keys[keys.argmax()] if count == 1 else np.sort(keys)[-count] if count <= len(keys) else b""
-        due = stale[self._ceilings.take(rows.take(stale)) > floor]
+        floor = keys.take(_top(keys, count))[-1] if count <= len(keys) else b""
+        due = stale[ceilings > floor]
         if len(due) and floor:
             due = due[self._bounds(rows.take(due)) > floor]
         if len(due):
@@ -174,7 +191,7 @@ class Board:
         """Return what these nodes may be worth at most, by the first tier that changes with what is booked."""
         near, leading = Near(self._snapshot, rows), len(self._leading)
         sums = [one.take(rows) for one in self._leading]
-        sums += [self._sum(tier, near, self.ask, rows) for tier in self.policies.tiers[leading : leading + 1]]
+        sums += [self._sum(tier, near, self.ask, rows) for tier in self._tiers[leading : leading + 1]]
         return self._written(sums, np.full(len(rows), _LAST, np.uint32), None)
 
     def _judge(self, rows: Rows) -> None:
@@ -190,11 +207,11 @@ class Board:
         if not passes.all():
             for at, one in reversed(found):
                 first[~one] = at
-        sums = [self._sum(tier, near, ask, rows) for tier in self.policies.tiers]
+        sums = [self._sum(tier, near, ask, rows) for tier in self._tiers]
         last = _LAST - self._snapshot.rank.take(rows).astype(np.int64)
         self._keys[rows] = self._written(sums, last, passes)
         self._first[rows] = first
-        self._seen[rows] = self._snapshot.generation.take(rows)
+        self._stale[rows] = False
 
     def _sum(self, tier: Tier, near: Snapshot, ask: Ask, rows: Rows) -> FloatArray:
         known = self._known
@@ -207,16 +224,28 @@ class Board:
 
     def _written(self, sums: list[FloatArray], last: npt.NDArray[np.integer], passes: BoolArray | None) -> Keys:
         """Write keys: non-negative float32 compare as their big-endian bytes do; a sum that is missing is the most."""
-        raw = np.empty((len(last), self._bytes // 4), ">u4")
-        raw[:, len(sums) : -1] = _LAST
+        words = len(self._tiers) + 1
+        raw = np.zeros((len(last), words + words % 2), ">u4")  # whole 8 bytes, see `_top`
+        raw[:, len(sums) : words - 1] = _LAST
         floats = raw.view(">f4")
         for at, one in enumerate(sums):
             floats[:, at] = one
-        raw[:, -1] = last
-        keys = raw.view(f"S{self._bytes}")[:, 0]
+        raw[:, words - 1] = last
+        keys = raw.view(f"S{4 * raw.shape[1]}")[:, 0]
         if passes is not None:
             keys[~passes] = b""
         return keys
+
+
+def _top(keys: Keys, count: int) -> Rows:
+    """Return where the `count` largest keys are, largest first; all of them when there are fewer."""
+    if count == 1:
+        return np.asarray([keys.argmax()], np.intp)
+    if len(keys) < 4 * count:
+        return keys.argsort()[::-1][:count]
+    heads = keys.view(">u8").reshape(len(keys), -1)[:, 0].astype(np.uint64)
+    some = np.flatnonzero(heads >= np.partition(heads, -count)[-count])
+    return some[keys[some].argsort()[::-1][:count]]
 
 
 @dataclass(slots=True)

@@ -129,10 +129,10 @@ def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -
     generation[[0, 4, 5]] = 7
     assert board.turn(*asked).best().tolist() == [1]
     assert not judged, "their models are not as common as that of the best"
-    generation[3] = 7
+    generation[3] = 8
     assert board.turn(*asked).best().tolist() == [1]
     assert not judged, "a look at what would be left is enough"
-    generation[1] = 7
+    generation[1] = 9
     assert board.turn(*asked).best().tolist() == [1]
     assert judged == [1, 3], "nothing is known to be better"
     judged.clear()
