@@ -8,6 +8,7 @@ from bench.apiclient import ApiClient
 from bench.manifests import pick, read_base
 
 ACCOUNT = "system:serviceaccount:tessera-system:tessera"
+REGISTRATION = "admissionregistration.k8s.io"
 ALLOWED = [
     *(("", verb, "nodes", "", "", "") for verb in ("get", "list", "watch")),
     *(("", verb, "pods", "", "any", "") for verb in ("get", "list", "watch", "patch")),
@@ -20,6 +21,8 @@ ALLOWED = [
     ("events.k8s.io", "patch", "events", "", "any", ""),
     ("coordination.k8s.io", "create", "leases", "", "tessera-system", ""),
     ("coordination.k8s.io", "update", "leases", "", "tessera-system", "tessera"),
+    *(("", verb, "secrets", "", "tessera-system", "tessera-webhook") for verb in ("get", "update")),
+    *((REGISTRATION, verb, "mutatingwebhookconfigurations", "", "", "tessera") for verb in ("get", "patch")),
 ]
 DENIED = [
     *(("", verb, "pods", "", "any", "") for verb in ("create", "update", "delete", "deletecollection")),
@@ -30,7 +33,13 @@ DENIED = [
     *(("", verb, "nodes", "", "", "") for verb in ("patch", "update", "delete")),
     *(("tessera.dev", verb, "queues", "", "", "") for verb in ("create", "update", "patch", "delete")),
     *(("", verb, "namespaces", "", "", "") for verb in ("create", "update", "patch", "delete")),
-    *(("", verb, "secrets", "", "tessera-system", "") for verb in ("get", "list")),
+    *(("", verb, "secrets", "", "tessera-system", "") for verb in ("get", "list", "create")),
+    ("", "get", "secrets", "", "tessera-system", "kube-scheduler-token"),
+    ("", "delete", "secrets", "", "tessera-system", "tessera-webhook"),
+    ("", "get", "secrets", "", "kube-system", "tessera-webhook"),
+    *((REGISTRATION, verb, "mutatingwebhookconfigurations", "", "", "tessera") for verb in ("update", "delete")),
+    *((REGISTRATION, verb, "mutatingwebhookconfigurations", "", "", "other") for verb in ("get", "patch", "create")),
+    ("tessera.dev", "release", "holds", "", "any", ""),
     ("", "create", "serviceaccounts", "token", "tessera-system", "kube-scheduler"),
     ("coordination.k8s.io", "create", "leases", "", "kube-system", ""),
     ("coordination.k8s.io", "update", "leases", "", "tessera-system", "tessera-kube-scheduler"),
