@@ -20,7 +20,7 @@ from scheduler.intake.queue import told_queue
 from scheduler.kube.port import ApiError, Cluster, NotFound, Object, UnknownOutcome
 from scheduler.kube.reflector import Reflector
 from scheduler.ledger.queues import Queues
-from scheduler.ledger.standing import Standing, standing
+from scheduler.ledger.standing import Standing, standings
 from scheduler.loops import follow, forever
 from scheduler.model.queue import Queue
 
@@ -157,15 +157,15 @@ class QueueFeed:
 
     async def step(self) -> None:
         """Write the statuses that are no longer true, some at a time; what fails is tried again at the next step."""
-        if self._unready():
+        if self._unready() or not self._sink.statuses:
             return
         desk, queues = self._desk, self._desk.queues
         usage = queues.usage(desk.book.rows, desk.registry.pods, desk.registry.nodes)
-        pending = queues.pending(desk.book.rows)
+        stands = standings(queues, usage, queues.pending(desk.book.rows))
         due: list[tuple[str, Object]] = []
         for name in [name for name in sorted(self._sink.statuses) if name in queues.quota.queues]:
             before = self._sink.statuses[name]
-            after = status_of(standing(queues, usage, pending, name), before, self._clock.wall_us())
+            after = status_of(stands(name), before, self._clock.wall_us())
             if patch := difference(before, after):
                 due.append((name, patch))
         for name, patch in due[:WRITES_MAX]:

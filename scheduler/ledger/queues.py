@@ -30,7 +30,7 @@ class _Charged:
     row: Row
     pod: Pod | None
     node: Node | None
-    quota: Quota
+    models: tuple[str, ...]
     amounts: dict[str, int]
 
 
@@ -38,8 +38,6 @@ class Queues:
     """All queues and namespaces. The event loop that calls the methods owns it.
 
     Attributes:
-        quota: the tree; another object after each change.
-        wrong: queue -> sentence, for each that admits nothing because of how it is written.
         generation: grows with every change of queues or namespaces: what was refused may pass now.
     """
 
@@ -48,8 +46,18 @@ class Queues:
         self._told: dict[str, tuple[Queue, str]] = {}
         self._namespaces: dict[str, dict[str, str]] = {}
         self._charged: dict[str, _Charged] = {}
+        self._tree: tuple[Quota, dict[str, str]] | None = None
         self.generation = 0
-        self._change()
+
+    @property
+    def quota(self) -> Quota:
+        """The tree; another object after each change."""
+        return self._grown()[0]
+
+    @property
+    def wrong(self) -> Mapping[str, str]:
+        """Queue -> sentence, for each that admits nothing because of how it is written."""
+        return self._grown()[1]
 
     def replace(self, told: Iterable[tuple[Queue, str]]) -> None:
         """Hold exactly these queues, each with a sentence where it cannot be used (see `intake.queue.told_queue`)."""
@@ -107,10 +115,16 @@ class Queues:
         return selects(selector, labels) if labels is not None else selector == Selector()
 
     def _change(self) -> None:
-        queues, wrong = sound(queue for queue, _ in self._told.values())
-        self.wrong = wrong | {queue.name: sentence for queue, sentence in self._told.values() if sentence}
-        self.quota = grow(queues)
+        self._tree = None
         self.generation += 1
+
+    def _grown(self) -> tuple[Quota, dict[str, str]]:
+        """Return the tree and the sentences; many changes at once cost one tree."""
+        if self._tree is None:
+            queues, wrong = sound(queue for queue, _ in self._told.values())
+            said = {queue.name: sentence for queue, sentence in self._told.values() if sentence}
+            self._tree = grow(queues), wrong | said
+        return self._tree
 
     # what is taken
 
@@ -123,13 +137,13 @@ class Queues:
             nodes: by name; a node that is gone charges no model.
         """
         own: dict[str, dict[str, int]] = {}
-        before, self._charged = self._charged, {}
+        before, self._charged, models = self._charged, {}, self.quota.model_keys
         for uid, row in rows.items():
             if row.state in HOLDING:
                 pod, node = pods.get(uid), nodes.get(row.node)
                 charged = before.get(uid)
-                if charged is None or not self._holds(charged, row, pod, node):
-                    charged = _Charged(row, pod, node, self.quota, self._amounts(row, pod, node))
+                if charged is None or not _made_from(charged, row, pod, node, models):
+                    charged = _Charged(row, pod, node, models, self.amounts(row, pod, node))
                 self._charged[uid] = charged
                 sums = own.setdefault(row.queue, {})
                 for key, amount in charged.amounts.items():
@@ -139,13 +153,8 @@ class Queues:
             charge(self.quota, usage, queue, own[queue])
         return usage
 
-    def _holds(self, charged: _Charged, row: Row, pod: Pod | None, node: Node | None) -> bool:
-        """Say whether a charge was made from just these."""
-        return (
-            charged.row is row and charged.pod is pod and charged.node is node and charged.quota is self.quota
-        )  # fmt: skip
-
-    def _amounts(self, row: Row, pod: Pod | None, node: Node | None) -> dict[str, int]:
+    def amounts(self, row: Row, pod: Pod | None, node: Node | None) -> dict[str, int]:
+        """Return what a row that holds something takes of its queue's quota, by key; pod and node where known."""
         allocation = read_allocation(row.allocation) if row.allocation else None
         if pod is None:
             return charge_of_allocation(row.cpu_milli, row.memory_mib, allocation)
@@ -163,3 +172,7 @@ class Queues:
             for name in self.quota.path(queue):
                 below[name] = below.get(name, 0) + count
         return below
+
+
+def _made_from(charged: _Charged, row: Row, pod: Pod | None, node: Node | None, models: tuple[str, ...]) -> bool:
+    return charged.row is row and charged.pod is pod and charged.node is node and charged.models == models

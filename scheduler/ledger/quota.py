@@ -46,10 +46,22 @@ class Quota:
 
     def lister(self, queue: str, key: str) -> str:
         """Return the nearest queue on the path that lists a key; empty = the key is not limited there."""
-        for name in self.path(queue):
-            if name in self.queues and self.queues[name].lists(key):
-                return name
-        return ""
+        return self._listers.get((queue, key), "")
+
+    def levels(self, queue: str, key: str) -> tuple[tuple[tuple[str, str], int, int, int | None], ...]:
+        """Return (name and key, total, kept, borrowLimit) of the queue and those above it, the root first."""
+        found = self._levels.get((queue, key))
+        if found is None:
+            found = self._levels[queue, key] = tuple(
+                (
+                    (name, key),
+                    self.total.get((name, key), 0),
+                    self.kept.get((name, key), 0),
+                    self.queues[name].borrow_limit.get(key),
+                )
+                for name in reversed(self.path(queue))
+            )
+        return found
 
     def keys(self, queue: str) -> tuple[str, ...]:
         """Return the keys that are limited for a queue, sorted."""
@@ -74,6 +86,18 @@ class Quota:
                 assert len(path) <= DEPTH_MAX, f"queue {name} lies too deep or in a circle"
             paths[name] = tuple(path)
         return paths
+
+    @cached_property
+    def _levels(self) -> dict[tuple[str, str], tuple[tuple[tuple[str, str], int, int, int | None], ...]]:
+        return {}
+
+    @cached_property
+    def _listers(self) -> dict[tuple[str, str], str]:
+        return {
+            (name, key): next(above for above in self._paths[name] if self.queues[above].lists(key))
+            for name in self.queues
+            for key in self.keys(name)
+        }
 
     @cached_property
     def _keys(self) -> dict[str, tuple[str, ...]]:
@@ -120,6 +144,13 @@ class Usage:
     held: dict[tuple[str, str], int] = field(default_factory=dict)
     counted: dict[tuple[str, str], int] = field(default_factory=dict)
 
+    def by_queue(self) -> dict[str, dict[str, int]]:
+        """Return what is held, by queue and then by key."""
+        found: dict[str, dict[str, int]] = {}
+        for (queue, key), amount in self.held.items():
+            found.setdefault(queue, {})[key] = amount
+        return found
+
     def copy(self) -> Usage:
         """Return one that can be changed without changing this one."""
         return Usage(dict(self.held), dict(self.counted))
@@ -140,9 +171,8 @@ def _reach(quota: Quota, counted: Mapping[tuple[str, str], int], queue: str, key
     if not quota.lister(queue, key):
         return None
     free = 0
-    for name in reversed(quota.path(queue)):
-        total, kept, used = quota.total.get((name, key), 0), quota.kept.get((name, key), 0), counted.get((name, key), 0)
-        limit = quota.queues[name].borrow_limit.get(key)
+    for pair, total, kept, limit in quota.levels(queue, key):
+        used = counted.get(pair, 0)
         if limit is not None:
             free = min(free, total + limit - max(used, kept))
         free = max(free, 0) + max(kept - used, 0)
@@ -169,12 +199,12 @@ def charge(quota: Quota, usage: Usage, queue: str, amounts: Mapping[str, int]) -
     for key, amount in amounts.items():
         assert amount >= 0, f"queue {queue}: a charge of {amount} {key}"
         for name in quota.path(queue):
-            _add(usage.held, name, key, amount)
+            _add(usage.held, (name, key), amount)
         if not quota.lister(queue, key):
             continue
-        for name in quota.path(queue):
-            inside = max(quota.kept.get((name, key), 0) - usage.counted.get((name, key), 0), 0)
-            _add(usage.counted, name, key, amount)
+        for pair, _, kept, _ in reversed(quota.levels(queue, key)):
+            inside = max(kept - usage.counted.get(pair, 0), 0)
+            _add(usage.counted, pair, amount)
             amount = max(amount - inside, 0)  # noqa: PLW2901 - what the parent sees of it
 
 
@@ -183,22 +213,22 @@ def refund(quota: Quota, usage: Usage, queue: str, amounts: Mapping[str, int]) -
     for key, amount in amounts.items():
         assert amount >= 0, f"queue {queue}: a refund of {amount} {key}"
         for name in quota.path(queue):
-            _add(usage.held, name, key, -amount)
+            _add(usage.held, (name, key), -amount)
         if not quota.lister(queue, key):
             continue
-        for name in quota.path(queue):
-            outside = max(usage.counted.get((name, key), 0) - quota.kept.get((name, key), 0), 0)
-            _add(usage.counted, name, key, -amount)
+        for pair, _, kept, _ in reversed(quota.levels(queue, key)):
+            outside = max(usage.counted.get(pair, 0) - kept, 0)
+            _add(usage.counted, pair, -amount)
             amount = min(amount, outside)  # noqa: PLW2901 - what the parent saw of it
 
 
-def _add(sums: dict[tuple[str, str], int], queue: str, key: str, amount: int) -> None:
-    after = sums.get((queue, key), 0) + amount
-    assert after >= 0, f"queue {queue}: {key} would fall to {after}"
+def _add(sums: dict[tuple[str, str], int], pair: tuple[str, str], amount: int) -> None:
+    after = sums.get(pair, 0) + amount
+    assert after >= 0, f"queue {pair[0]}: {pair[1]} would fall to {after}"
     if after:
-        sums[queue, key] = after
+        sums[pair] = after
     else:
-        sums.pop((queue, key), None)
+        sums.pop(pair, None)
 
 
 def would_borrow(quota: Quota, usage: Usage, queue: str, amounts: Mapping[str, int]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,11 +87,15 @@ def _sorted(amounts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(amounts.items(), key=lambda pair: (_LAST.get(pair[0], 0), pair[0] != GPU_KEY, pair[0]))
 
 
-def standing(queues: Queues, usage: Usage, pending: Mapping[str, int], name: str) -> Standing:
-    """Return where a queue of the tree stands."""
+def standings(queues: Queues, usage: Usage, pending: Mapping[str, int]) -> Callable[[str], Standing]:
+    """Return what says of a queue of the tree where it stands."""
+    held = usage.by_queue()
+    return lambda name: _standing(queues, usage, held.get(name, {}), pending, name)
+
+
+def _standing(queues: Queues, usage: Usage, held: Mapping[str, int], pending: Mapping[str, int], name: str) -> Standing:
     quota = queues.quota
     limited = quota.keys(name)
-    held = {key: amount for (queue, key), amount in usage.held.items() if queue == name}
     free = {key: available(quota, usage, name, key) for key in limited}
     most = {key: potential(quota, name, key) for key in limited}
     return Standing(

@@ -15,7 +15,7 @@ from aiohttp import web
 from policies.columns import Health, Mode, Use
 from scheduler.desk import Desk
 from scheduler.inventory.registry import Part
-from scheduler.ledger.standing import Standing, line_of, standing
+from scheduler.ledger.standing import Standing, line_of, standings
 from scheduler.metrics import Metrics
 from scheduler.model.node import Node
 from scheduler.model.reservation import Row, State
@@ -91,7 +91,7 @@ class Views:
         """Return what says where a queue stands, now."""
         registry, rows, queues = self.desk.registry, self.desk.book.rows, self.desk.queues
         usage, pending = queues.usage(rows, registry.pods, registry.nodes), queues.pending(rows)
-        return lambda name: standing(queues, usage, pending, name)
+        return standings(queues, usage, pending)
 
     async def requests(self, http: web.Request) -> web.Response:
         """Requests, filtered by state, queue, namespace and name, oldest first."""

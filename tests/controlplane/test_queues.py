@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import yaml
 
 from bench.apiclient import ApiClient
+from bench.realcluster import TESSERA, RealCluster
+from scheduler.clock import RealClock
+from scheduler.crew import Crew
+from scheduler.decision.pipeline import Policies
+from scheduler.desk import Desk
 from scheduler.intake.queue import read_queue
 from scheduler.intake.reading import Unreadable
+from scheduler.kube.api import connect
+from scheduler.ledger.quota import potential
+from scheduler.queues import QueueFeed
 
 QUEUES = "/apis/tessera.dev/v1alpha1/queues"
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
@@ -100,3 +112,47 @@ async def _table(admin: ApiClient) -> dict[str, Any]:
     async with admin._session.get(QUEUES, headers={"Accept": TABLE}) as answer:
         found: dict[str, Any] = await answer.json(content_type=None)
         return found
+
+
+def documents() -> list[dict[str, Any]]:
+    """The queues that the documentation shows."""
+    page = (Path(__file__).parents[2] / "docs" / "queues.md").read_text(encoding="utf-8")
+    return [one for block in page.split("```yaml\n")[1:] for one in yaml.safe_load_all(block.split("```")[0])]
+
+
+async def test_tessera_follows_the_documented_queues_and_writes_what_stands_there(
+    admin: ApiClient, namespace: str, real_cluster: RealCluster
+) -> None:
+    for document in documents():
+        await admin.post(f"{QUEUES}?fieldValidation=Strict", document)
+    await admin.post(QUEUES, queue("lost", parent="nowhere"))
+    clock, crew, desk = RealClock(), Crew(), Desk(RealClock(), Policies())
+    client = await connect(kubeconfig=str(real_cluster.kubeconfig(TESSERA)), in_cluster=False)
+    try:
+        feed = QueueFeed(desk, client, clock, Random(1), lambda: "")
+        await feed.start(crew)
+        quota = desk.queues.quota
+        assert [potential(quota, name, "gpu") for name in ("speech", "vision")] == [20, 24]
+        assert desk.queues.refusal("vision", namespace) == "NotAuthorized"
+        await admin.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": {"team": "vision"}}})
+        async with asyncio.timeout(20):
+            while desk.queues.refusal("vision", namespace):
+                crew.check()
+                await clock.sleep(0.01)
+        await feed.step()
+    finally:
+        await crew.dismiss()
+        await client.close()
+    statuses = {one["metadata"]["name"]: one["status"] for one in (await admin.get(QUEUES))["items"]}
+    assert statuses["vision"]["used"] == {
+        "gpu": 0,
+        "H100": 0,
+        "mig:1g.10gb": 0,
+        "milli": 0,
+        "cpu": "0",
+        "memory": "0Mi",
+    }
+    assert statuses["vision"]["shown"]["used"].startswith("gpu 0/16, H100 0/8, ")
+    ready = {name: status["conditions"][0]["status"] for name, status in statuses.items()}
+    assert ready == {"lost": "False", "research": "True", "speech": "True", "vision": "True"}
+    assert "there is no queue nowhere" in statuses["lost"]["conditions"][0]["message"]

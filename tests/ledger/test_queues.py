@@ -8,7 +8,7 @@ from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.intake.queue import read_queue
 from scheduler.ledger.queues import Queues
-from scheduler.ledger.standing import line_of, standing
+from scheduler.ledger.standing import line_of, standings
 from scheduler.model.node import Node
 from scheduler.model.pod import Expression, Pod
 from scheduler.model.queue import Queue, Selector, written
@@ -139,7 +139,7 @@ def test_a_standing_says_what_people_ask() -> None:
     )
     rows = {"one": bound("one", "a", node="gpu-1"), "waits": replace(row_in(State.QUEUED, "waits"), queue="a")}
     usage = made.usage(rows, {"one": pod("one")}, {"gpu-1": node()})
-    found = standing(made, usage, made.pending(rows), "a")
+    found = standings(made, usage, made.pending(rows))("a")
     assert found.shown_used() == "gpu 2/1, H100 2/8, cpu 4/6500m"
     assert found.shown_borrowed() == "gpu 1"
     view = found.view()
