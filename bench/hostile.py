@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -34,8 +35,8 @@ HOST = "127.0.0.1"
 GPU = "nvidia.com/gpu"
 NODES, RUNNING, WAITING = 20, 60, 5
 CONNECTIONS = 4
-WARM = 5000  # requests before the largest bodies, after them, and at the end; memory is the least of the latter two
-LOOK_EVERY = 20  # requests between two looks at the memory: what a large body takes for a moment is no growth
+WARM = 5000  # requests before the largest bodies, after them, and at the end; memory is the median of the latter two
+LOOK_EVERY = 20  # requests between two looks at the memory, whose median no single large body moves
 ANSWER_S = 25.0  # longer than any time-out of a listener
 SLOW_S = 30.0  # 15 s for a body, and 10 s in which the server still reads after its 408
 SLOW = (b"", b"POST /scheduler/fil", b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n{")
@@ -272,20 +273,19 @@ class _Run:
         """Send this many requests over a few connections; the process must live through it.
 
         Returns:
-            the least MiB that it held meanwhile.
+            the MiB that it held meanwhile, as the median of many looks.
         """
-        least_mib = self._rss_mib()
+        looks_mib = [self._rss_mib()]
         number = self._port()
         make: Callable[[], Sent] = getattr(self.attacker, self.port)
         until = self.sent + count
 
         async def sender() -> None:
-            nonlocal least_mib
             line = Line(number, self._tls())
             while self.sent < until:
                 self.sent += 1
                 if self.sent % LOOK_EVERY == 0:
-                    least_mib = min(least_mib, self._rss_mib())
+                    looks_mib.append(self._rss_mib())
                 sent = make()
                 try:
                     status, body = await line.ask(sent)
@@ -301,7 +301,7 @@ class _Run:
             for _ in range(CONNECTIONS):
                 group.create_task(sender())
         self.product.check()
-        return least_mib
+        return median(looks_mib)
 
     async def _slow(self) -> None:
         """Keep connections open with half a request, some with a byte now and then; each must be ended in time."""
