@@ -100,6 +100,11 @@ class Board:
             return self.best(np.unique(rows), count)
         return rows.take(order)
 
+    def could(self) -> BoolArray:
+        """Return ``[N]`` the nodes that this ask could use, were nothing booked there: what Node objects say of it."""
+        could: BoolArray = self._ceilings != b""
+        return could
+
     def settle(self, rows: Rows | None = None) -> Failed:
         """Judge these nodes where that is due; None = all. What is returned holds for them."""
         due = np.flatnonzero(self._stale) if rows is None else rows[self._stale.take(rows)]
