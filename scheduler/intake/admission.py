@@ -164,10 +164,11 @@ def _admit(pod: Mapping[str, object]) -> Admission:
         return Admission(refusal=reader.refusal)
     translation = translate(containers, _texts(notes)) if foreign else Translation()
     admitted = _changed(pod, translation)
-    refusal = read_pod(admitted).request.refusal
-    if refusal is not None:
-        return Admission(refusal=refusal)
-    return Admission(patch=tuple(_patch(pod, admitted, translation)), warnings=translation.warnings)
+    judged = read_pod(admitted)
+    warnings = (*translation.warnings, *judged.warnings)
+    if judged.request.refusal is not None:
+        return Admission(warnings=warnings, refusal=judged.request.refusal)
+    return Admission(patch=tuple(_patch(pod, admitted, translation)), warnings=warnings)
 
 
 def _containers(spec: Mapping[str, object], reader: Reader) -> list[Container]:

@@ -66,14 +66,15 @@ def misspelt(labels: Mapping[str, str], notes: Mapping[str, str]) -> tuple[str, 
     """Return a sentence for each label and annotation with our prefix that nobody knows, at most `WARNINGS_MAX`."""
     found: list[str] = []
     for kind, given, known, others in (("label", labels, LABELS, WISHES), ("annotation", notes, WISHES, LABELS)):
-        for key in sorted(key for key in given if key.startswith(PREFIX) and key not in known | OURS):
+        unknown = sorted(key for key in given if key.startswith(PREFIX) and key not in known | OURS)
+        for key in unknown[: WARNINGS_MAX - len(found)]:  # a near word is dear to find, a pod may bring thousands
             if key in others:
                 advice = f"write it as {'an annotation' if kind == 'label' else 'a label'}"
             else:
                 near = difflib.get_close_matches(key, sorted(known | others), n=1)
                 advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
             found.append(f"The {kind} {shown(key)} has no effect: {advice}")
-    return tuple(found[:WARNINGS_MAX])
+    return tuple(found)
 
 
 def _queue(label: str | None) -> str:

@@ -201,6 +201,11 @@ def test_a_translation_is_told_to_the_user() -> None:
     assert admit(pod(container(**{GPU: "1"}))).warnings == ()
 
 
+def test_a_misspelt_wish_is_told_to_the_user_too() -> None:
+    (said,) = admit(pod(container(**{GPU: "1"}), notes={"tessera.dev/gpu-modle": "H100"})).warnings
+    assert "did you mean tessera.dev/gpu-model?" in said
+
+
 BAD = [
     ("request.contradiction", pod(container(**{GPU: "1", MEM: "1", PERCENT: "1"}))),
     ("request.contradiction", pod(container("a", **{GPU: "1", MEM: "1"}), container("b", **{GPU: "1", MEM: "2"}))),

@@ -89,6 +89,10 @@ def test_the_same_body_gets_the_same_bytes() -> None:
         pytest.param(review({**raw_pod("p"), "x": [[0] * 8] * 28_000}), id="many small things"),
         pytest.param(b"[" * BODY_MAX, id="deep"),
         pytest.param(
+            review(raw_pod("p", annotations={f"tessera.dev/gpu-mode{number:05}": "" for number in range(16_000)})),
+            id="many misspelt wishes",
+        ),
+        pytest.param(
             review(
                 {**raw_pod("p"), "spec": {"containers": [{"name": "c", "resources": {"limits": {"a/b": "1"}}}] * 9000}}
             ),
