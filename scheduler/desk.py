@@ -24,7 +24,6 @@ from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.decision.placing import Containers, DoesNotFit, place
 from scheduler.geometry import placements
 from scheduler.intake.allocation import write_allocation
-from scheduler.intake.offered import Offered
 from scheduler.inventory.asks import Asks, shape
 from scheduler.inventory.mix import Arrivals
 from scheduler.inventory.registry import Booking, Registry, Source, booking
@@ -280,13 +279,10 @@ class Desk:
 
     def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
         """Return the rows of the offered nodes that are known and not left out for this pod."""
-        rows, roll = self.registry.columns.rows, self.registry.columns.roll
-        if isinstance(offered, Offered):
-            found = roll.find(offered)
-        else:
-            found = np.fromiter(map(rows.get, offered, repeat(-1)), np.intp, len(offered))
-        if excluded := self.intents.excluded(uid, self.clock.monotonic()):
-            found[np.isin(found, [rows.get(name, -1) for name in excluded])] = -1
+        rows = self.registry.columns.rows
+        excluded = self.intents.excluded(uid, self.clock.monotonic())
+        names = [name for name in offered if name not in excluded] if excluded else offered
+        found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
         return found[found >= 0] if found.min(initial=0) < 0 else found
 
     def template(self, pod: Pod) -> Row:

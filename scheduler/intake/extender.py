@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -12,7 +11,6 @@ import orjson
 from scheduler.errors import TesseraError
 from scheduler.model.pod import Pod
 
-from .offered import Offered, part
 from .pod import read_pod
 
 
@@ -27,7 +25,7 @@ class FilterArgs:
     """Body of /filter and /prioritize: the pod and the nodes that passed so far."""
 
     pod: Pod
-    names: Sequence[str]
+    names: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +48,16 @@ def read_filter(body: bytes, known: Mapping[str, Pod] = MappingProxyType({})) ->
     Raises:
         BadBody: it is not what kube-scheduler sends.
     """
-    raw = _arguments(body)
+    raw = _object(body)
     pod = raw.get("Pod")
     if not isinstance(pod, dict):
         raise BadBody("Pod must be a pod object; send what kube-scheduler sends to an extender.")
     names = raw.get("NodeNames")
     if names is None and raw.get("Nodes") is not None:
         raise BadBody("Nodes came without NodeNames; set nodeCacheCapable: true for this extender.")
-    if not isinstance(names, Offered) and not (isinstance(names, list) and set(map(type, names)) <= {str}):
+    if not isinstance(names, list) or not set(map(type, names)) <= {str}:
         raise BadBody("NodeNames must be a list of node names; send what kube-scheduler sends to an extender.")
     return FilterArgs(pod=_same(pod, known) or read_pod(pod), names=names)
-
-
-def _arguments(body: bytes) -> Mapping[str, object]:
-    """Return the object of /filter; a long list of names is left in its bytes."""
-    parted = part(body)
-    if parted is not None:
-        head, names = parted
-        with suppress(orjson.JSONDecodeError):  # the whole body tells where the error is
-            raw: dict[str, object] = orjson.loads(head)
-            raw["NodeNames"] = names
-            return raw
-    return _object(body)
 
 
 def _same(raw: Mapping[str, object], known: Mapping[str, Pod]) -> Pod | None:

@@ -16,8 +16,6 @@ from policies.columns import COLUMN_DTYPES, DEVICE_COLUMNS, STACKED_COLUMNS, Hea
 from policies.placements import NO_PLACEMENTS, Placements
 from scheduler.model.node import Device, Node
 
-from .roll import Roll
-
 BLOCKED = 0xFFFF
 MEMORY_MIN = -(1 << 30)  # what strangers claim beside each other may exceed any device, and must not wrap around
 TAKEN_COLUMNS = ("use", "memory_mib_free", "milli_free", "occupancy", "mig_row")
@@ -82,7 +80,6 @@ class Columns:
         self.placements = placements
         self.rows: dict[str, int] = {}
         self.names: list[str] = []  # per row; empty for a hole
-        self.roll = Roll(self.rows)
         self.models, self.profiles, self.resources, self.places = Names(), Names(), Names(), Names()
         self._holes: list[int] = []
         self._arrays: dict[str, npt.NDArray[np.generic]] = {}
@@ -143,7 +140,6 @@ class Columns:
                 self.names.append(node.name)
             self.names[row] = node.name
             self.rows[node.name] = row
-            self.roll.put(node.name, row)
             self._ranked, self._view = False, None
         wanted = max(self._capacity, 1 << row.bit_length())
         self._grow(wanted, len(node.devices))
@@ -155,7 +151,6 @@ class Columns:
         for column, array in self._arrays.items():
             array[..., row] = UNKNOWN.get(column, 0)
         self.names[row] = ""
-        self.roll.drop(row)
         self._holes.append(row)
         self._holes.sort(reverse=True)
         self._ranked = False
