@@ -150,6 +150,17 @@ def free_devices(snapshot: Snapshot, ask: Ask) -> BoolArray:
     return free
 
 
+def free_slots(snapshot: Snapshot, row: int, ask: Ask) -> list[int]:
+    """Return the indices of one node's free devices, as `free_devices` has them: of so few a loop is quicker."""
+    columns = (snapshot.exists, snapshot.health, snapshot.use, snapshot.mig_mode, snapshot.model)
+    told = zip(*(column[:, row].tolist() for column in columns), strict=True)
+    return [
+        slot
+        for slot, (there, health, use, mig, model) in enumerate(told)
+        if there and not (health or use or mig) and ask.models[model]
+    ]
+
+
 def usable(snapshot: Snapshot, ask: Ask, blocked: npt.NDArray[np.uint8]) -> BoolArray:
     """Return `[D, N]`: devices of an allowed model that exist and whose `blocked` is 0."""
     usable = snapshot.exists.view(np.uint8) > blocked

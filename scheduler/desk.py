@@ -18,6 +18,7 @@ from scheduler.clock import Clock
 from scheduler.decision import explain
 from scheduler.decision.board import Board, Boards
 from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
+from scheduler.decision.choosing import whole
 from scheduler.decision.combine import Rows
 from scheduler.decision.intents import Intents
 from scheduler.decision.pipeline import Policies, Verdict, judge
@@ -26,7 +27,7 @@ from scheduler.geometry import placements
 from scheduler.intake.allocation import write_allocation
 from scheduler.inventory.asks import Asks, shape
 from scheduler.inventory.mix import Arrivals
-from scheduler.inventory.registry import Booking, Registry, Source, booking
+from scheduler.inventory.registry import Booking, Registry, Source, booking, unwritten
 from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.queues import Queues
@@ -204,10 +205,9 @@ class Desk:
             offered: the rows it was chosen from, which the record's runner-up comes from; None = all.
         """
         name = self.registry.columns.names[row]
-        containers = self._containers(pod, self.registry.nodes[name], row, ask)
-        allocation = Allocation(pod.uid, 0, 0, name, "", containers)
+        held = self._intended(pod, self.registry.nodes[name], row, ask)
         self.intents.note(pod.uid, name, self.clock.monotonic(), tuple(named), offered)
-        self.registry.say(pod.uid, Source.INTENDED, booking(pod, name, allocation))
+        self.registry.say(pod.uid, Source.INTENDED, held)
         if record:
             self.records[pod.uid] = record
 
@@ -282,8 +282,11 @@ class Desk:
         rows = self.registry.columns.rows
         excluded = self.intents.excluded(uid, self.clock.monotonic())
         names = [name for name in offered if name not in excluded] if excluded else offered
-        found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
-        return found[found >= 0] if found.min(initial=0) < 0 else found
+        try:
+            return np.fromiter(map(rows.__getitem__, names), np.intp, len(names))
+        except KeyError:  # seldom: kube-scheduler knows a node that the watch has not told of yet
+            found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
+            return found[found >= 0]
 
     def template(self, pod: Pod) -> Row:
         """Return the row a Request starts its life with."""
@@ -330,13 +333,23 @@ class Desk:
     def _board(self, pod: Pod, masks: tuple[str, ...]) -> Board:
         everywhere = masks is FILTER_MASKS
         board = self._boards.of(shape(pod.request, everywhere=everywhere), masks)
-        ask = self.asks.ask(pod.request, everywhere=everywhere)
-        return board.turn(self.registry.snapshot(), ask, self.mix(), self.registry.columns.layout)
+        mix, layout = self.mix(), self.registry.columns.layout
+        ask = board.ask_for(mix, layout) or self.asks.ask(pod.request, everywhere=everywhere)
+        return board.turn(self.registry.snapshot(), ask, mix, layout)
 
     def _refuse(self, pod: Pod, reason: str) -> None:
         if len(self._refusals) >= REFUSALS_MAX:
             self._refusals.pop(next(iter(self._refusals)))
         self._refusals[pod.uid] = (self.registry.freed, pod.request.devices, reason)
+
+    def _intended(self, pod: Pod, node: Node, row: int, ask: Ask) -> Booking:
+        """Return what a pod will book on a node that passes; whole GPUs are chosen without a word about containers."""
+        snapshot = self.registry.snapshot()
+        if ask.kind is Kind.NONE or (ask.kind is Kind.WHOLE and not pod.request.claims):
+            slots = whole(snapshot, row, ask) if ask.kind is Kind.WHOLE and node.mode is Mode.EXACT else ()
+            return unwritten(pod, node.name, slots)
+        containers = self._containers(pod, node, row, ask)
+        return booking(pod, node.name, Allocation(pod.uid, 0, 0, node.name, "", containers))
 
     def _containers(self, pod: Pod, node: Node, row: int, ask: Ask) -> Containers:
         """Choose devices on a row that has just been judged, unless the pod has claims: those are not judged here."""

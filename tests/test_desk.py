@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from policies.columns import Ask, Use
+from policies.columns import Use
 from scheduler.clock import LoopClock, VirtualLoop
+from scheduler.decision.board import Board
 from scheduler.decision.pipeline import Policies
 from scheduler.decision.placing import DoesNotFit
 from scheduler.desk import Desk
 from scheduler.intake.allocation import read_allocation
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
-from scheduler.inventory.asks import Asks
 from scheduler.ledger.ledger import advance
-from scheduler.model.pod import Pod, Request
+from scheduler.model.pod import Pod
 from scheduler.model.reservation import Event, State
 from tests.objects import raw_node, raw_pod
 
@@ -60,11 +60,8 @@ def test_an_allocation_too_long_to_write_is_refused(loop: VirtualLoop) -> None:
     assert made.registry.held(one.uid) is None
 
 
-class Broken(Asks):
-    """Whoever makes a new decision is found out."""
-
-    def ask(self, request: Request, *, everywhere: bool = False) -> Ask:
-        raise AssertionError("judged anew")
+def broken(*_: object) -> None:
+    raise AssertionError("judged")
 
 
 def test_two_pods_never_get_the_same_device(loop: VirtualLoop) -> None:
@@ -145,12 +142,14 @@ def test_a_pod_kept_off_the_only_node_hears_that_it_backs_off_and_not_that_the_n
     assert made.filter(pod("two", 4), ["a"]).names == ["a"]
 
 
-def test_a_pod_known_to_wait_is_refused_without_a_new_decision_until_something_is_freed(loop: VirtualLoop) -> None:
+def test_a_pod_known_to_wait_is_refused_without_a_new_decision_until_something_is_freed(
+    loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = desk(loop, "a", "b")
     made.claim(pod("one", 4), "a")
     made.claim(pod("other", 4), "b")
     assert made.filter(pod("two", 1), ["a", "b"]).reason == "GpusBusy"
-    made.asks = Broken(made.registry)
+    monkeypatch.setattr(Board, "best", broken)
     assert made.filter(pod("two", 1), ["a", "b"]).reason == "GpusBusy"
     made.registry.freed += 1
     with pytest.raises(AssertionError, match="judged"):
@@ -245,3 +244,16 @@ def test_the_runner_up_is_one_of_the_nodes_that_were_offered(loop: VirtualLoop) 
     (best,) = made.filter(one, ["c", "d"]).names
     record = json.loads(made.claim(one, best)[1].entry.decision)
     assert {record["chosen"]["node"], record["runner_up"]["node"]} == {"c", "d"}
+
+
+@pytest.mark.parametrize("mode", ["exact", "observed"])
+@pytest.mark.parametrize("gpus", [0, 1, 3])
+def test_an_intent_books_what_the_claim_will_hold(loop: VirtualLoop, mode: str, gpus: int) -> None:
+    made = desk(loop, "a", mode=mode)
+    made.claim(pod("first", 1), "a")
+    one = pod("one", gpus)
+    made.filter(one, ["a"])
+    intended = made.registry.held("uid-one")
+    made.claim(one, "a")
+    assert intended == made.registry.held("uid-one")
+    assert intended is not None

@@ -30,16 +30,16 @@ def choose(alone: Snapshot, ask: Ask, *, node: Node, profile: str) -> list[Grant
         return _instances(alone, ask, node, profile)
     if ask.kind == Kind.SHARE:
         return _shares(alone, ask, node)
-    return [Grant(kind="whole", dev=dev, uuid=_uuid(node, dev)) for dev in _whole(alone, ask)]
+    return [Grant(kind="whole", dev=dev, uuid=_uuid(node, dev)) for dev in whole(alone, 0, ask)]
 
 
-def _whole(alone: Snapshot, ask: Ask) -> list[int]:
+def whole(snapshot: Snapshot, row: int, ask: Ask) -> list[int]:
     """Choose `ask.count` free devices: of one link group and NUMA node, else of one link group, else the lowest.
 
     Of the groups that are large enough the smallest is taken, so that large ones stay whole; then the lowest index.
     """
-    free = np.flatnonzero(fit.free_devices(alone, ask)[:, 0]).tolist()
-    link, numa = alone.link_group[:, 0].tolist(), alone.numa[:, 0].tolist()
+    free = fit.free_slots(snapshot, row, ask)
+    link, numa = snapshot.link_group[:, row].tolist(), snapshot.numa[:, row].tolist()
     if max(link) < 0 and max(numa) < 0:
         return free[: ask.count]
     for near in ([(link[dev], numa[dev]) for dev in free], [link[dev] for dev in free]):

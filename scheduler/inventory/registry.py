@@ -84,6 +84,13 @@ def booking(pod: Pod, node: str, allocation: Allocation | None) -> Booking:
     )
 
 
+def unwritten(pod: Pod, node: str, slots: Collection[int]) -> Booking:
+    """Return the room of a pod that will take these devices whole, before anybody has written so."""
+    devices = tuple((slot, Use.WHOLE) for slot in slots)
+    named = bool(devices) or not pod.tokens
+    return Booking(node, _bounded(pod.request.amounts), pod.tokens, devices, named=named)
+
+
 def _parts(pod: Pod, containers: Containers) -> tuple[Part, ...]:
     """Return instances and shares, each once: ordinary init containers run one after another and share theirs."""
     init = {each.name for each in pod.request.devices.containers if each.role == "init"}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from policies import fit
-from policies.columns import Kind, empty_mix
+from policies.columns import Ask, Kind, Mix, Snapshot, empty_mix
 from tests.drawing import ask, cluster
+from tests.policies.strategies import worlds
 
 MIX = empty_mix(4)
 
@@ -98,3 +101,12 @@ def test_host(more: dict[str, Any], size: list[int], room: list[int]) -> None:
 
 def test_a_full_node_takes_no_pod() -> None:
     assert fit.cpu_memory(cluster("pods=0 -", "pods=1 -"), ask(nodes=2), MIX).tolist() == [False, True]
+
+
+@settings(max_examples=100, deadline=None)
+@given(world=worlds())
+def test_free_slots_are_the_free_devices_of_one_node(world: tuple[Snapshot, Ask, Mix]) -> None:
+    snapshot, wanted, _ = world
+    free = fit.free_devices(snapshot, wanted)
+    for row in range(snapshot.nodes):
+        assert fit.free_slots(snapshot, row, wanted) == np.flatnonzero(free[:, row]).tolist()
