@@ -19,15 +19,20 @@ from scheduler.desk import Desk
 from scheduler.intake.queue import told_queue
 from scheduler.kube.port import ApiError, Cluster, NotFound, Object, UnknownOutcome
 from scheduler.kube.reflector import Reflector
+from scheduler.ledger.lifecycle import HOLDING
 from scheduler.ledger.queues import Queues
+from scheduler.ledger.spent import PAST, Spent
 from scheduler.ledger.standing import Standing, standings
 from scheduler.loops import follow, forever
 from scheduler.model.queue import Queue
+from scheduler.store.store import Store
 
 log = structlog.get_logger(__name__)
 
 STATUS_EVERY_S = 5.0
 ABSENT_S = 30.0
+SPENT_EVERY_S = 5.0
+LINES_AT_ONCE = 200
 WRITES_MAX = 50  # statuses in one step
 READY = "Ready"
 
@@ -107,7 +112,16 @@ class QueueFeed:
         given: the queues of a file, which count instead of the cluster's; None = no file. Set it before `start`.
     """
 
-    def __init__(self, desk: Desk, cluster: Cluster, clock: Clock, rng: Random, unready: Callable[[], str]) -> None:
+    def __init__(  # noqa: PLR0917 - the outside world, part by part
+        self,
+        desk: Desk,
+        cluster: Cluster,
+        clock: Clock,
+        rng: Random,
+        unready: Callable[[], str],
+        store: Store,
+        half_life_s: float,
+    ) -> None:
         """Follow nothing yet.
 
         Args:
@@ -116,7 +130,11 @@ class QueueFeed:
             clock: for waits and times.
             rng: spreads time-outs and waits.
             unready: empty once what is used is known, so that it may be told.
+            store: whose journal tells what queues used.
+            half_life_s: after which use counts half.
         """
+        desk.queues.spent = Spent(round(half_life_s * 1_000_000))
+        self._store, self._told_seq = store, -1
         self.given: list[Queue] | None = None
         self._desk, self._cluster, self._clock, self._unready = desk, cluster, clock, unready
         self._sink = QueueSink(desk.queues)
@@ -125,6 +143,7 @@ class QueueFeed:
 
     async def start(self, crew: Crew) -> None:
         """Return when namespaces and queues are known: of a file, of the cluster, or that it has none."""
+        crew.spawn(forever("spent", self.recall, self._clock, SPENT_EVERY_S))
         await follow(self._namespaces, crew, self._clock)
         if self.given is not None:
             self._desk.queues.replace((queue, "") for queue in self.given)
@@ -154,6 +173,32 @@ class QueueFeed:
         while not await self._served():
             await self._clock.sleep(ABSENT_S)
         await self._queues.run()
+
+    async def recall(self) -> None:
+        """Take in what the journal tells of what queues used since the last time; at first, all that still matters."""
+        spent, rows = self._desk.queues.spent, self._desk.book.rows
+        if self._told_seq < 0:
+            since_us = self._clock.wall_us() - PAST * spent.half_life_us
+            self._told_seq = self._first_line(since_us) - 1
+            for row in [row for row in rows.values() if row.state in HOLDING and row.created_us < since_us]:
+                spent.note_row(row, since_us)
+        for count, line in enumerate(self._store.journal(self._told_seq + 1), start=1):
+            spent.note_line(line)
+            self._told_seq = line["seq"]
+            if count % LINES_AT_ONCE == 0:
+                await self._clock.sleep(0)
+
+    def _first_line(self, since_us: int) -> int:
+        """Return the number of the first line that was written since then, one past the end where there is none."""
+        low, high = 1, self._store.head[0] + 1
+        while low < high:
+            middle = (low + high) // 2
+            line = next(self._store.journal(middle), None)
+            if line is None or line["at"] >= since_us:
+                high = middle
+            else:
+                low = middle + 1
+        return low
 
     async def step(self) -> None:
         """Write the statuses that are no longer true, some at a time; what fails is tried again at the next step."""

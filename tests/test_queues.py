@@ -15,18 +15,22 @@ from scheduler.app import App
 from scheduler.cli.serve import queues_of
 from scheduler.clock import LoopClock
 from scheduler.config import Settings
+from scheduler.decision.pipeline import Policies
+from scheduler.desk import Desk
 from scheduler.embedded.cluster import EmbeddedCluster
 from scheduler.errors import ConfigError
 from scheduler.ids import seeded_ids
 from scheduler.intake.queue import read_queue
 from scheduler.kube.port import ApiError, Kind, NotFound, Object, Page
 from scheduler.model.queue import Queue
-from scheduler.queues import ABSENT_S, STATUS_EVERY_S, difference
+from scheduler.queues import ABSENT_S, STATUS_EVERY_S, QueueFeed, difference
 from scheduler.store.store import Store
 from scheduler.store.writer import InlineWriter
 from tests.contract.making import queue
 from tests.objects import raw_node, raw_pod
 from tests.virtual import virtual
+
+HALF_LIFE_S = 60.0
 
 
 @dataclass
@@ -87,7 +91,7 @@ async def town() -> AsyncIterator[Here]:
     cluster.preload("pods", [pod])
     store = Store.open("sqlite://")
     watched = Watched(cluster)
-    app = App(Settings(), clock, watched, store, InlineWriter(store), random.Random(3))
+    app = App(Settings(queue={"halfLife": HALF_LIFE_S}), clock, watched, store, InlineWriter(store), random.Random(3))
     try:
         yield Here(watched, app, clock)
     finally:
@@ -208,3 +212,23 @@ def test_a_difference_is_what_changed_and_takes_out_what_is_gone() -> None:
     after = {"used": {"gpu": 2}, "pending": 1, "borrowed": {}, "shown": {"used": "x"}}
     assert difference(before, after) == {"used": {"cpu": None, "gpu": 2}, "shown": {"used": "x"}}
     assert difference(after, after) == {}
+
+
+@virtual(town)
+async def test_what_queues_used_is_remembered_across_restarts(here: Here) -> None:
+    await here.make("vision", nominal={"gpu": 4})
+    await here.app.start()
+    await here.later(HALF_LIFE_S)
+    now_us = here.clock.wall_us()
+    used = here.queues.spent.used("vision", now_us)
+    assert used["gpu"] == pytest.approx(1_000_000, rel=0.1), "half of the two GPUs, a half-life after the start"
+    for half_life_s, gpus in ((HALF_LIFE_S, 1.0), (HALF_LIFE_S / 30, 2.0)):
+        other = Desk(here.clock, Policies(), book=here.app.desk.book)
+        feed = QueueFeed(other, here.watched, here.clock, random.Random(1), str, here.app.store, half_life_s)
+        await feed.recall()
+        again = other.queues.spent.used("vision", now_us)
+        assert again["gpu"] == pytest.approx(gpus * 1_000_000, rel=0.1)
+        if half_life_s == HALF_LIFE_S:
+            assert again == used, "the same journal gives the same numbers"
+        await feed.recall()
+        assert other.queues.spent.used("vision", now_us) == again, "no line counts twice"

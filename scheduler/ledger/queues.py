@@ -19,6 +19,7 @@ from scheduler.model.reservation import Row, State
 from .charges import charge_of, charge_of_allocation
 from .lifecycle import HOLDING
 from .quota import Quota, Usage, charge, grow
+from .spent import Spent
 
 WAITING = frozenset({State.HELD, State.QUEUED})
 
@@ -38,6 +39,7 @@ class Queues:
     """All queues and namespaces. The event loop that calls the methods owns it.
 
     Attributes:
+        spent: the decayed usage of all queues, by which they compete.
         generation: grows with every change of queues or namespaces: what was refused may pass now.
     """
 
@@ -48,6 +50,7 @@ class Queues:
         self._charged: dict[str, _Charged] = {}
         self._tree: tuple[Quota, dict[str, str]] | None = None
         self.generation = 0
+        self.spent = Spent()
 
     @property
     def quota(self) -> Quota:

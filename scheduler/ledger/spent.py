@@ -13,10 +13,14 @@ from typing import Any
 from policies.ordering import decayed
 from scheduler.intake.allocation import read_allocation
 from scheduler.model.queue import GPU_KEY
-from scheduler.model.reservation import Entry
+from scheduler.model.reservation import Entry, Row
 
 from .charges import charge_of_allocation
 from .lifecycle import HOLDING
+
+PAST = 20
+
+DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +40,14 @@ class Flow:
 class Spent:
     """The decayed usage of all queues. Feed it every line of the journal in order, from the first one that matters.
 
-    What is older than some twenty half-lives is below a millionth: a fold may begin there, if it begins with the
-    Requests that hold something then.
+    What is older than `PAST` half-lives is below a millionth: a fold may begin there, with the rows that hold something
+    since before.
     """
 
-    def __init__(self, half_life_us: int) -> None:
+    def __init__(self, half_life_us: int = DAY_US) -> None:
         """Start with nothing spent."""
         assert half_life_us > 0, "a half-life is longer than nothing"
-        self._half_life_us = half_life_us
+        self.half_life_us = half_life_us
         self._flows: dict[str, dict[str, Flow]] = {}
         self._held: dict[str, tuple[str, dict[str, int]]] = {}  # by request: queue and charge
 
@@ -62,10 +66,14 @@ class Spent:
             (line["allocation"], line["gpu_milli"], line["cpu_milli"], line["memory_mib"]),
         )
 
+    def note_row(self, row: Row, since_us: int) -> None:
+        """Take in a row that holds something since before the first line; `since_us` is when the fold begins."""
+        self._note(True, row.id, row.queue, since_us, (row.allocation, row.gpu_milli, row.cpu_milli, row.memory_mib))  # noqa: FBT003
+
     def used(self, queue: str, now_us: int) -> dict[str, int]:
         """Return a queue's decayed usage by key, in millionths, as `policies.ordering.share_milli` takes it."""
         flows = self._flows.get(queue, {})
-        return {key: flow.to(now_us, self._half_life_us).value for key, flow in sorted(flows.items())}
+        return {key: flow.to(now_us, self.half_life_us).value for key, flow in sorted(flows.items())}
 
     def _note(self, holds: bool, request: str, queue: str, at_us: int, amounts: tuple[str, int, int, int]) -> None:  # noqa: FBT001
         if holds is (request in self._held):
@@ -81,7 +89,7 @@ class Spent:
     def _change(self, queue: str, charge: Mapping[str, int], at_us: int, sign: int) -> None:
         flows = self._flows.setdefault(queue, {})
         for key, amount in charge.items():
-            flow = flows.get(key, Flow(at_us=at_us)).to(at_us, self._half_life_us)
+            flow = flows.get(key, Flow(at_us=at_us)).to(at_us, self.half_life_us)
             flows[key] = replace(flow, rate=flow.rate + sign * amount)
 
 

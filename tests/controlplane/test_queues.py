@@ -22,6 +22,7 @@ from scheduler.intake.reading import Unreadable
 from scheduler.kube.api import connect
 from scheduler.ledger.quota import potential
 from scheduler.queues import QueueFeed
+from scheduler.store.store import Store
 
 QUEUES = "/apis/tessera.dev/v1alpha1/queues"
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
@@ -129,7 +130,7 @@ async def test_tessera_follows_the_documented_queues_and_writes_what_stands_ther
     clock, crew, desk = RealClock(), Crew(), Desk(RealClock(), Policies())
     client = await connect(kubeconfig=str(real_cluster.kubeconfig(TESSERA)), in_cluster=False)
     try:
-        feed = QueueFeed(desk, client, clock, Random(1), lambda: "")
+        feed = QueueFeed(desk, client, clock, Random(1), lambda: "", Store.open("sqlite://"), 3600.0)
         await feed.start(crew)
         quota = desk.queues.quota
         assert [potential(quota, name, "gpu") for name in ("speech", "vision")] == [20, 24]
