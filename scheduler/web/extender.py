@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import orjson
 
@@ -51,15 +52,17 @@ class Extender:
             self._asked_s = self.clock.monotonic()
             if not self._tidying:
                 self._tidying = True
-                self.clock.call_later(QUIET_S, self._tidy)
+                self.clock.call_later(QUIET_S, partial(self._tidy, self._asked_s))
             return self._filter(body)
 
-    def _tidy(self) -> None:
+    def _tidy(self, asked_s: float) -> None:
         """Once nobody has asked for a moment, do the next call's work ahead of it, a little at a time."""
-        quiet_s = self.clock.monotonic() - self._asked_s
-        self._tidying = quiet_s < QUIET_S or (not self.unready() and self.desk.tidy())
-        if self._tidying:
-            self.clock.call_later(max(QUIET_S - quiet_s, 0), self._tidy)
+        if asked_s != self._asked_s:
+            self.clock.call_later(QUIET_S, partial(self._tidy, self._asked_s))
+        elif not self.unready() and self.desk.tidy():
+            self.clock.call_later(0, partial(self._tidy, asked_s))
+        else:
+            self._tidying = False
 
     async def prioritize(self, body: bytes) -> Reply:
         """Answer POST /scheduler/prioritize; there is no error field, so trouble means equal scores."""
