@@ -1,4 +1,4 @@
-"""How hypothesis searches (the same examples every time; `--hypothesis-profile=explore` looks for new ones); tidy logs."""
+"""How hypothesis searches: the same examples every time; `--hypothesis-profile=explore` looks for new ones."""
 
 from __future__ import annotations
 
