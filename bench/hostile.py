@@ -282,6 +282,7 @@ class _Run:
             the MiB that it held meanwhile, as the median of many looks.
         """
         looks_mib = [self._rss_mib()]
+        drawing = asyncio.Lock()
         number = self._port()
         make: Callable[[], Sent] = getattr(self.attacker, self.port)
         until = self.sent + count
@@ -292,7 +293,8 @@ class _Run:
                 self.sent += 1
                 if self.sent % LOOK_EVERY == 0:
                     looks_mib.append(self._rss_mib())
-                sent = make()
+                async with drawing:  # beside the loop: hypothesis may think about a few bodies for a minute
+                    sent = await asyncio.to_thread(make)
                 try:
                     status, body = await line.ask(sent)
                 except (TimeoutError, OSError) as error:

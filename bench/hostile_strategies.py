@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 Bytes = st.SearchStrategy[bytes]
 
-BATCH = 20  # while it is drawn the bench answers nobody, and its own time-outs run
+BATCH = 20
 ALL = tuple(HealthCheck)  # slow and large ones are what is wanted
 BODY_MAX = 1 << 18  # bytes of one drawn body, but for those of very many names
 MANY = (50_001, 200_000, 1_000_000)  # names in one body
