@@ -26,7 +26,7 @@ from scheduler.metrics import Metrics
 from scheduler.queues import QueueFeed
 from scheduler.settling import Settler, Writer
 from scheduler.store.store import Store
-from scheduler.waking import Waker
+from scheduler.turning import Turner
 from scheduler.web.extender import Extender
 from scheduler.web.views import Views
 
@@ -46,16 +46,15 @@ class App:
         self.settings, self.clock, self.cluster, self.store = settings, clock, cluster, store
         self.metrics = Metrics(clock, VERSION)
         self.writer = writer = self.metrics.counting(writer)
-        self.desk = Desk(
-            clock, settings.policy.policies(), store.fence, settings.extender.k, settings.queue.reservationTimeout
-        )
+        k, reserve_s = settings.extender.k, settings.queue.reservationTimeout
+        self.desk = Desk(clock, settings.policy.policies(), store.fence, k, reserve_s)
         self.settler = Settler(self.desk, cluster, writer, clock, store.row)
-        self.waker = Waker(self.desk, cluster, clock)
+        self.turner = Turner.of(self.desk, cluster, writer, self.settler, clock, settings)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
         self.audit, self.reconcile = Audit(self.desk, self.settler, clock), Reconcile(self.desk, self.settler, clock)
         self.crew, self.recovered = Crew(), False
         self.missing: Callable[[], str] = str  # why the cluster is not ours, a sentence or empty; the process says
-        nodes, pods = NodeSink(self.desk, geometry.products()), PodSink(self.desk, self.settler, self.waker)
+        nodes, pods = NodeSink(self.desk, geometry.products()), PodSink(self.desk, self.settler, self.turner)
         self.reflectors = [Reflector(cluster, "nodes", clock, nodes, rng=rng)]  # nodes first: pods need their rows
         self.reflectors += [Reflector(cluster, "pods", clock, pods, rng=rng)]
         self.queues = QueueFeed(self.desk, cluster, clock, rng, self.unready, store, settings.queue.halfLife)
@@ -80,7 +79,8 @@ class App:
         verify_s, list_s = round(at_verified - began, 3), round(at_listed - at_verified, 3)
         log.info("recovered", verify_s=verify_s, list_s=list_s, rebuild_s=round(self.clock.monotonic() - at_listed, 3))
         self.crew.spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
-        self.crew.spawn(forever("wake", self.waker.step, self.clock, 0.1))
+        self.crew.spawn(forever("turn", self.turner.step, self.clock, 0.5, self.turner.bell))
+        self.crew.spawn(forever("release", self.turner.releaser.step, self.clock, 0.5, self.turner.releaser.bell))
         self.crew.spawn(forever("audit", self.audit.step, self.clock, 1.0))
         self.recovered = True
 

@@ -88,11 +88,11 @@ class Policy(_Part):
 
 
 class Queue(_Part):
-    """How the queue turns."""
+    """How the queue turns: in slices of so long, with so many pods let go and not bound yet at most."""
 
     turnSlice: Duration = 0.02  # noqa: N815
     reservationTimeout: Duration = 120.0  # noqa: N815
-    releaseWindow: Duration = 1.0  # noqa: N815
+    releaseWindow: int = Field(default=256, ge=1, le=10_000)  # noqa: N815
     halfLife: Duration = 86400.0  # noqa: N815
 
 
@@ -119,9 +119,7 @@ class Settings(_Part):
 
     def without_effect(self) -> list[str]:
         """Return the keys that were given and do nothing in this version."""
-        queue = (key for key in ("turnSlice", "releaseWindow", "halfLife") if key in self.queue.model_fields_set)
-        others = (key for key in ("nodeGroups", "templates", "access", "notify", "prices") if getattr(self, key))
-        return [*(f"queue.{key}" for key in queue), *others]
+        return [key for key in ("nodeGroups", "templates", "access", "notify", "prices") if getattr(self, key)]
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Settings:

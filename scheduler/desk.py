@@ -13,7 +13,7 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from policies.columns import Ask, Kind, Mix, Mode
+from policies.columns import Ask, BoolArray, Kind, Mix, Mode
 from scheduler.clock import Clock
 from scheduler.decision import explain
 from scheduler.decision.board import Board, Boards
@@ -21,20 +21,26 @@ from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
 from scheduler.decision.choosing import whole
 from scheduler.decision.combine import Rows
 from scheduler.decision.intents import Intents
+from scheduler.decision.lessons import Lessons
 from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.decision.placing import Containers, DoesNotFit, place
 from scheduler.geometry import placements
-from scheduler.intake.allocation import write_allocation
+from scheduler.intake.allocation import read_allocation
 from scheduler.inventory.asks import Asks, shape
 from scheduler.inventory.mix import Arrivals
 from scheduler.inventory.registry import Booking, Registry, Source, booking, unwritten
 from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.queues import Queues
+from scheduler.ledger.quota import lacking, would_borrow
+from scheduler.ledger.taking import taken
 from scheduler.model.allocation import Allocation
 from scheduler.model.node import Node
 from scheduler.model.pod import DeviceAsk, Pod
 from scheduler.model.reservation import Change, Event, Row, State
+from scheduler.queueing.charging import Charging
+from scheduler.queueing.order import Order
+from scheduler.queueing.turn import Amounts, Barrier
 
 MIB = 1 << 20
 REFUSALS_MAX = 100_000
@@ -72,6 +78,8 @@ class Desk:
     Attributes:
         fence: the ledger's fence epoch of this process; every change carries it.
         count: how many nodes /filter names (K).
+        order: what order and quota say of a pod.
+        called_s: when kube-scheduler called last, on the monotonic clock.
         reserve_s: how long a reservation may stay without a Binding.
     """
 
@@ -84,6 +92,9 @@ class Desk:
     book: Book = field(default_factory=Book)
     queues: Queues = field(default_factory=Queues)
     intents: Intents = field(default_factory=Intents)
+    lessons: Lessons = field(default_factory=Lessons)
+    order: Order = field(init=False)
+    called_s: float | None = None
     asks: Asks = field(init=False)
     _boards: Boards = field(init=False)
     arrivals: Arrivals = field(init=False)
@@ -95,6 +106,7 @@ class Desk:
     def __post_init__(self) -> None:
         """Make the ask reader for this registry, what learns from the asks, and the boards."""
         self.asks = Asks(self.registry)
+        self.order = Order(self.queues, Charging(self.queues, self.registry))
         self._boards = Boards(self.policies)
         self.arrivals = Arrivals(self.asks)
 
@@ -106,14 +118,13 @@ class Desk:
         A pod that fitted nowhere in the cluster is refused at once until something was freed.
         """
         self.lapse()
+        self.called_s = self.clock.monotonic()
         held = self._standing(pod)
         if held is not None:
-            return held if held.reason or held.names[0] in offered else Answer([], "ReservedForOther")
-        if pod.request.claims:
-            return Answer(list(offered))
-        if known := self.known_refusal(pod):
-            return Answer([], known)
-        rows = self.rows(pod.uid, offered)
+            return held if held.reason or held.names[0] in offered else self._elsewhere(pod, offered)
+        rows, reason = self._choice(pod, offered)
+        if reason or pod.request.claims:
+            return Answer([] if reason else list(offered), reason)
         aside = self._set_aside(pod.uid)
         board = self._board(pod, FILTER_MASKS)
         best = board.best(rows, self.count)
@@ -125,6 +136,22 @@ class Desk:
             answer = self._refusal(pod, rows)
         self._put_back(pod.uid, aside)
         return answer
+
+    def _choice(self, pod: Pod, offered: Sequence[str]) -> tuple[Rows, str]:
+        """Return the offered rows that order and quota leave to a pod, or the word why it is refused at once."""
+        nowhere = np.zeros(0, np.intp)
+        if word := self.order.refusal(pod):
+            return nowhere, word
+        open_, word = self.order.open(pod, self.book.rows, self.registry.columns.layout)
+        if open_ is not None and not open_.any():
+            return nowhere, word
+        if known := self.known_refusal(pod):
+            return nowhere, known
+        rows = self.rows(pod.uid, offered)
+        if open_ is None or not rows.size:
+            return rows, ""
+        rows = rows[open_[rows]]
+        return rows, "" if rows.size else word
 
     def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
         """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
@@ -158,36 +185,163 @@ class Desk:
     def claim(self, pod: Pod, name: str) -> tuple[Change, ...]:
         """Take devices for a pod on one node in memory, and return the changes to commit.
 
+        A reservation is bound as it is; on another node than it names it moves there.
+
         Raises:
             DoesNotFit: the node is unknown or no longer has what the pod asks; nothing was changed.
         """
+        self.called_s = self.clock.monotonic()
         node, row = self.registry.nodes.get(name), self.registry.columns.rows.get(name)
         if node is None or row is None:
             raise DoesNotFit("NoMatchingNode")
+        known = self.book.rows.get(pod.uid)
+        reserved = known if known is not None and known.state is State.RESERVED else None
+        if reserved is not None and reserved.node == name:
+            self.drop_intent(pod.uid)
+            bound = advance(reserved, Event.BIND, now_us=self.clock.wall_us(), fence=self.fence)
+            self.book.apply((bound,))
+            return (bound,)
         intent = self.intents.get(pod.uid)
         intended = intent is not None and intent.node == name
         record = self.records.get(pod.uid, "") if intended else ""
         offered = intent.offered if intent is not None and intended else None
         aside = self._set_aside(pod.uid)
+        if reserved is not None:
+            self.let_go(pod.uid)
+        try:
+            changes = self._take(pod, node, row, record=record, offered=offered)
+        except DoesNotFit:
+            if reserved is not None:
+                self.hold_claim(reserved, pod, read_allocation(reserved.allocation))
+            raise
+        self._put_back(pod.uid, aside)
+        return changes
+
+    def _take(self, pod: Pod, node: Node, row: int, *, record: str, offered: Rows | None) -> tuple[Change, ...]:
+        """Judge one node and book it. Raises DoesNotFit; then nothing was changed."""
         board, here = self._board(pod, FILTER_MASKS), np.asarray([row], np.intp)
         reason = board.settle(here).headline(here)
         if reason and not pod.request.claims:
             raise DoesNotFit(reason)
-        allocation = self._allocation(pod, node, row, board.ask)
+        return self._book(pod, node, board, row, record=record, offered=offered)
+
+    def reserve(self, pod: Pod, barrier: Barrier | None = None) -> tuple[tuple[Change, ...], Amounts] | None:
+        """Take the best node of the whole cluster for a waiting pod, in memory, with devices and quota.
+
+        Args:
+            pod: ours, without a row that holds anything.
+            barrier: what those before it leave; None = nobody is in its way.
+
+        Returns:
+            The changes to commit and what they took of the quota; None where no node takes the pod now.
+        """
+        self.drop_intent(pod.uid)
+        board = self._board(pod, TURN_MASKS)
+        now_s, columns = self.clock.monotonic(), self.registry.columns
+        open_ = self.order.affordable(pod.request, barrier)
+        taught = self.lessons.of(pod.uid, self.registry.snapshot().nodes, now_s)
+        if taught is not None:
+            open_ = taught if open_ is None else open_ & taught
+        rows = None if open_ is None else np.flatnonzero(open_)
+        if excluded := self.intents.excluded(pod.uid, now_s):
+            left_out = [columns.rows.get(name, -1) for name in excluded]
+            rows = np.setdiff1d(np.arange(self.registry.snapshot().nodes) if rows is None else rows, left_out)
+        best = board.best(rows)
+        if not best.size:
+            return None
+        row = int(best[0])
         try:
-            changes = self._changes(pod, allocation, record or self._record(board, row, offered))
-        except ValueError as error:  # container names so long that the allocation cannot be written
-            raise DoesNotFit("InvalidRequest") from error
-        self.registry.say(pod.uid, Source.CLAIMED, booking(pod, name, allocation))
-        self._put_back(pod.uid, aside)
-        self.book.apply(changes)
-        self._refusals.pop(pod.uid, None)
-        return changes
+            changes = self._book(pod, self.registry.nodes[columns.names[row]], board, row, bind=False)
+        except DoesNotFit:
+            return None
+        return changes, self.order.charging.take(changes[-1].after)
+
+    def could(self, pod: Pod) -> BoolArray:
+        """Return ``[N]`` the nodes that a pod could use, were they empty."""
+        return self._board(pod, TURN_MASKS).could()
 
     def unclaim(self, changes: tuple[Change, ...]) -> None:
-        """Undo a claim whose commit failed."""
+        """Undo a claim or a reservation whose commit failed, or whose gang does not fit."""
+        before, after = changes[0].before, changes[-1].after
         self.book.revert(changes)
-        self.registry.unsay(changes[-1].after.id, Source.CLAIMED)
+        if before is None or before.state not in HOLDING:
+            self.let_go(after.id)
+        elif before.node != after.node and (pod := self.registry.pods.get(after.id)) is not None:
+            self.hold_claim(before, pod, read_allocation(before.allocation))
+
+    def _book(
+        self,
+        pod: Pod,
+        node: Node,
+        board: Board,
+        row: int,
+        *,
+        record: str = "",
+        offered: Rows | None = None,
+        bind: bool = True,
+    ) -> tuple[Change, ...]:
+        """Take devices and quota on a node that has just been judged. Raises DoesNotFit; then nothing was changed."""
+        allocation = self._allocation(pod, node, row, board.ask)
+        usage, queue = self.order.charging.settle(self.book.rows), pod.request.queue
+        amounts = self.order.charging.of(pod.request, node, allocation.devices())
+        if amounts and lacking(self.queues.quota, usage, queue, amounts):
+            raise DoesNotFit("WaitingForQuota")
+        borrowed = bool(amounts) and would_borrow(self.queues.quota, usage, queue, amounts)
+        try:
+            changes = taken(
+                self.book.rows.get(pod.uid),
+                pod.request,
+                allocation,
+                fence=self.fence,
+                now_us=(now_us := self.clock.wall_us()),
+                until_us=now_us + round(self.reserve_s * 1_000_000),
+                record=record or self._record(board, row, offered),
+                borrowed=borrowed,
+                credit=self.book.credits.get(pod.request.workload),
+                bind=bind,
+            )
+        except ValueError as error:  # container names so long that the allocation cannot be written
+            raise DoesNotFit("InvalidRequest") from error
+        self.registry.say(pod.uid, Source.CLAIMED, booking(pod, node.name, allocation))
+        self.book.apply(changes)
+        self.order.charging.take(changes[-1].after)
+        self._refusals.pop(pod.uid, None)
+        self.order.words.pop(pod.uid, None)
+        return changes
+
+    def let_go(self, uid: str) -> None:
+        """Give back what the ledger held for a Request: its room and its quota."""
+        self.registry.unsay(uid, Source.CLAIMED)
+        self.order.charging.give_back(uid)
+
+    def _elsewhere(self, pod: Pod, offered: Sequence[str]) -> Answer:
+        """Answer for a pod whose reserved node kube-scheduler does not offer: its own plugins refuse that node.
+
+        The best of the others is intended, and a bind moves the reservation there. What was offered is remembered.
+        """
+        reserved = self.book.rows[pod.uid]
+        if reserved.state is not State.RESERVED or (len(offered) == 1 and offered[0] == pod.nominated):
+            return Answer([], "ReservedForOther")
+        rows = self.rows(pod.uid, offered)
+        refused = self.registry.columns.rows.get(reserved.node, -1)
+        self.lessons.learn(pod.uid, rows, refused, self.registry.snapshot().nodes, self.clock.monotonic())
+        freed = self.registry.freed
+        self.drop_intent(pod.uid)
+        self.let_go(pod.uid)
+        open_ = self.order.affordable(pod.request, None)
+        board = self._board(pod, FILTER_MASKS)
+        best = board.best(rows if open_ is None else rows[open_[rows]], self.count)
+        reason = "" if best.size else board.settle(rows).headline(rows) or "WaitingForQuota"
+        self.hold_claim(reserved, pod, read_allocation(reserved.allocation))
+        self.registry.freed = freed
+        if reason:
+            self.order.astray[pod.uid] = reserved.epoch, "NominationRefused"
+            return Answer([], reason)
+        names = [self.registry.columns.names[row] for row in best.tolist()]
+        self.intents.note(
+            pod.uid, names[0], self.clock.monotonic(), tuple(names), rows if len(rows) <= OFFERED_MAX else None
+        )
+        return Answer(names)
 
     # intents
 
@@ -255,6 +409,8 @@ class Desk:
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a Request that is over."""
         self._refusals.pop(uid, None)
+        self.lessons.forget(uid)
+        self.order.forget(uid)
 
     def mix(self) -> Mix:
         """Return what was asked lately."""
@@ -288,32 +444,11 @@ class Desk:
             found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
             return found[found >= 0]
 
-    def template(self, pod: Pod) -> Row:
-        """Return the row a Request starts its life with."""
-        request, now_us = pod.request, self.clock.wall_us()
-        devices = request.devices
-        return Row(
-            id=pod.uid,
-            epoch=1,
-            fence=self.fence,
-            state=State.QUEUED,
-            workload=request.workload,
-            namespace=request.namespace,
-            name=request.name,
-            queue=request.queue,
-            priority=request.priority,
-            arrival_us=request.arrival_us,
-            gang=request.gang,
-            gpu_milli=1000 * devices.count if devices.kind is Kind.WHOLE else 0,
-            cpu_milli=request.amounts.cpu_milli,
-            memory_mib=-(-request.amounts.memory_bytes // MIB),
-            created_us=now_us,
-            updated_us=now_us,
-        )
-
     def hold_claim(self, row: Row, pod: Pod, allocation: Allocation | None) -> None:
-        """Keep room for a row that the ledger says holds it (at start, or when a bound pod is adopted)."""
+        """Keep room and quota for a row that the ledger says holds them (at start, or when a bound pod is adopted)."""
         self.registry.say(row.id, Source.CLAIMED, booking(pod, row.node or pod.node, allocation))
+        self.order.charging.give_back(row.id)
+        self.order.charging.take(row)
 
     # inside
 
@@ -363,27 +498,3 @@ class Desk:
 
     def _record(self, board: Board, row: int, offered: Rows | None = None) -> str:
         return explain.record(board, row, self.registry.columns.names, self.registry.generation, rows=offered)
-
-    def _changes(self, pod: Pod, allocation: Allocation, record: str) -> tuple[Change, ...]:
-        now_us = self.clock.wall_us()
-        known = self.book.rows.get(pod.uid)
-        changes: list[Change] = []
-        if known is None or known.state in TERMINAL:
-            credit = self.book.credits.get(pod.request.workload)
-            born = self.template(pod)
-            changes.append(advance(known, Event.SUBMIT, now_us=now_us, fence=self.fence, born=born, credit=credit))
-            known = changes[-1].after
-        changes.append(
-            advance(
-                known,
-                Event.RESERVE,
-                now_us=now_us,
-                fence=self.fence,
-                node=allocation.node,
-                allocation=write_allocation(allocation),
-                decision=record,
-                deadline_us=now_us + round(self.reserve_s * 1_000_000),
-            )
-        )
-        changes.append(advance(changes[-1].after, Event.BIND, now_us=now_us, fence=self.fence))
-        return tuple(changes)

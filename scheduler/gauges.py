@@ -146,7 +146,7 @@ def line(desk: Desk) -> Iterable[Metric]:
 
 def _class(desk: Desk, row: Row) -> str:
     """Return who must act for a waiting request, as far as the last refusal tells; else nobody need."""
-    word = desk.last_refusal(row.id)
+    word = desk.last_refusal(row.id) or desk.order.words.get(row.id, "")
     reason = REASONS.get(OF_REQUEST.get(word, word))
     return reason.who if reason else "wait"
 

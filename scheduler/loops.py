@@ -25,7 +25,7 @@ from scheduler.model.node import Node
 from scheduler.model.pod import Amounts, Pod
 from scheduler.model.reservation import State
 from scheduler.settling import Settler
-from scheduler.waking import Waker
+from scheduler.turning import Turner
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class PodSink:
 
     desk: Desk
     settler: Settler
-    waker: Waker
+    turner: Turner
 
     def read(self, obj: Object) -> tuple[Object, Pod | None]:
         """Read one pod of a list; None where that raises."""
@@ -104,8 +104,11 @@ class PodSink:
     def _put(self, pod: Pod) -> None:
         if not pod.uid:
             return
+        before = self.desk.registry.pods.get(pod.uid)
         self.desk.registry.put_pod(pod)
-        self.waker.watch(pod)
+        if before is not None and before.request != pod.request:
+            self.desk.order.charging.renew(self.desk.book.rows, [pod.uid])
+        self.turner.watch(pod)
         row, busy = self.desk.book.rows.get(pod.uid), pod.uid in self.settler.working  # busy: judge it when that ends
         if busy or decide(row, pod, now_us=self.desk.clock.wall_us(), fresh=False, in_flight=False):
             self.settler.mark(pod.uid)
@@ -114,7 +117,7 @@ class PodSink:
         self.desk.registry.remove_pod(uid)
         self.desk.drop_intent(uid)
         self.desk.forget(uid)
-        self.waker.forget(uid)
+        self.turner.forget(uid)
         row = self.desk.book.rows.get(uid)
         if row is not None and row.state not in TERMINAL:
             self.settler.mark(uid, gone=True)
@@ -168,6 +171,7 @@ class NodeSink:
 
     def _put(self, node: Node) -> None:
         if self.desk.registry.put_node(node):
+            self.desk.order.charging.renew(self.desk.book.rows, self.desk.registry.holders(node.name))
             self.desk.asks.node_changed(node.name)
             for warning in node.warnings:
                 log.warning("node.odd", node=node.name, warning=warning)
@@ -250,6 +254,9 @@ class Audit:
             {uid: row for uid, row in rows.items() if uid not in busy},
             {uid: pod for uid, pod in pods.items() if uid not in busy},
         )
+        for count, wrong in enumerate(self.desk.order.charging.differences(rows, busy), start=1):
+            found += [wrong] if wrong else []
+            await self.clock.sleep(0 if count % AUDIT_SLICE else AUDIT_PAUSE_S / 10)
         for count, name in enumerate(list(self.desk.registry.nodes), start=1):
             if name in self.desk.registry.nodes:
                 found += [

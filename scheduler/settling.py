@@ -20,11 +20,11 @@ from scheduler.desk import Desk
 from scheduler.errors import ConflictError, StoreError
 from scheduler.faults import fault
 from scheduler.intake.pod import read_pod
-from scheduler.inventory.registry import Source
 from scheduler.kube.port import ApiError, Cluster, NotFound, UnknownOutcome
 from scheduler.ledger.ledger import advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.reconcile import Action, Advance, ReadBack, Touch, decide
+from scheduler.ledger.taking import newborn
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Change, Event, Row
 
@@ -65,6 +65,7 @@ class Settler:
     dirty: dict[str, bool] = field(default_factory=dict)
     working: dict[str, asyncio.Event] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)  # rings when something was marked
+    stirred: Callable[[], object] = bool  # called when somebody began to wait, or gave room back
     _trouble: dict[str, tuple[int, str]] = field(default_factory=dict)  # uid -> times in a row, last problem
     _waiting: set[str] = field(default_factory=set)  # uids whose timer runs
 
@@ -119,7 +120,10 @@ class Settler:
         pod = self.desk.registry.pods.get(uid)
         for _ in range(ROUNDS_MAX):
             row = self.desk.book.rows.get(uid)
-            actions = decide(row, pod, now_us=self.clock.wall_us(), fresh=fresh, in_flight=False)
+            epoch, refused = self.desk.order.astray.get(uid, (0, ""))
+            refused = refused if row is not None and row.epoch == epoch else ""
+            now_us = self.clock.wall_us()
+            actions = decide(row, pod, now_us=now_us, fresh=fresh, in_flight=False, refused=refused)
             if not actions:
                 return
             for action in actions:
@@ -159,7 +163,7 @@ class Settler:
             reason=action.reason,
             node=action.node,
             allocation=action.allocation,
-            born=desk.template(pod) if pod else None,
+            born=newborn(pod.request, fence=desk.fence, now_us=self.clock.wall_us()) if pod else None,
             credit=desk.book.credits.get(row.workload if row else pod.request.workload if pod else ""),
         )
         desk.book.apply((change,))
@@ -170,7 +174,7 @@ class Settler:
         except Exception as error:
             desk.book.revert((change,))
             if row is None or row.state not in HOLDING:
-                desk.registry.unsay(uid, Source.CLAIMED)  # what was adopted: the pod itself says so while it lives
+                desk.let_go(uid)  # what was adopted: the pod itself says so while it lives
             if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
                 desk.book.remember(ended)  # it ended so long ago that memory had dropped it
             raise
@@ -178,7 +182,9 @@ class Settler:
             desk.arrivals.learn(pod.request, self.clock.wall_us())
         await fault("settle.committed")
         if change.after.state not in HOLDING and row is not None and row.state in HOLDING:
-            desk.registry.unsay(uid, Source.CLAIMED)
+            desk.let_go(uid)
+        if change.after.state not in HOLDING:
+            self.stirred()
         if change.after.state in TERMINAL:
             desk.drop_intent(uid)
             desk.forget(uid)

@@ -21,7 +21,9 @@ from scheduler.gauges import CAUSES, QUEUES_MAX, STATES, kept
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.ledger.ledger import advance
+from scheduler.ledger.taking import newborn
 from scheduler.metrics import OUTCOMES, Metrics
+from scheduler.model.queue import Queue, Selector
 from scheduler.model.reservation import Change, Event
 from tests.objects import raw_node, raw_pod
 
@@ -54,7 +56,7 @@ class Scene:
         raw["metadata"]["labels"] = {"tessera.dev/queue": queue}
         pod = read_pod(raw)
         self.desk.registry.put_pod(pod)
-        born = self.desk.template(pod)
+        born = newborn(pod.request, fence=self.desk.fence, now_us=self.desk.clock.wall_us())
         now_us = self.desk.clock.wall_us()
         self.desk.book.apply((advance(None, Event.SUBMIT, now_us=now_us, fence=0, born=born),))
 
@@ -202,6 +204,7 @@ async def test_mig_instances_of_exact_nodes_are_those_that_are_held(scene: Scene
 async def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene) -> None:
     scene.node("exact")
     scene.node("other")
+    scene.desk.queues.replace((Queue(name, namespaces=Selector()), "") for name in ("vision", "speech"))
     scene.waits("one", "vision")
     scene.waits("two", "vision", "2026-01-02T00:00:00Z")
     scene.waits("big", "speech", gpus=99)

@@ -225,7 +225,7 @@ class Stage:
             seen = self.chronicle
             sys.stderr.write(
                 f"{self.clock.monotonic():6.0f} s  {len(self.script.submitted)} pods, {len(seen.bound)} bound, "
-                f"{len(self.app.waker.waiting)} waiting, {seen.lines} journal rows\n"
+                f"{len(self.app.turner.waiting)} waiting, {seen.lines} journal rows\n"
             )
 
     async def _draw(self, console: Console) -> None:

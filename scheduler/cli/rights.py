@@ -50,4 +50,5 @@ RIGHTS: tuple[Right, ...] = (
     *(Right(verb, "events", group) for group in ("", "events.k8s.io") for verb in ("create", "patch")),
     Right("create", "leases", _LEASES, here=True),
     *(Right(verb, "leases", _LEASES, here=True, name=LEASE) for verb in ("get", "update", "patch")),
+    Right("get", "leases", _LEASES, here=True, name="tessera-kube-scheduler"),
 )

@@ -105,6 +105,30 @@ REASONS: dict[str, Reason] = {
             "사용 중인 자원이 전혀 없어도 큐의 한도를 넘습니다. 요청량을 줄이거나 다른 큐를 사용하십시오.",
         ),
         Reason(
+            "WaitingBehindPriority",
+            "wait",
+            "Waiting behind earlier requests of the same queue, which wait for these nodes or this quota themselves.",
+            "같은 큐의 앞선 요청을 기다리는 중입니다. 앞선 요청도 이 노드나 이 할당량을 기다리고 있습니다.",
+        ),
+        Reason(
+            "WaitingForGang",
+            "wait",
+            "Waiting for the other pods of its gang, which start together or not at all.",
+            "같은 갱의 다른 파드를 기다리는 중입니다. 갱의 파드는 모두 함께 시작합니다.",
+        ),
+        Reason(
+            "WaitingForGate",
+            "wait",
+            "Another scheduling gate than Tessera's holds the pod: whoever set it must remove it.",
+            "Tessera 외의 스케줄링 게이트가 파드를 붙잡고 있습니다. 설정한 쪽에서 제거해야 합니다.",
+        ),
+        Reason(
+            "SchedulerNotRunning",
+            "admin",
+            "kube-scheduler of profile tessera is not heard of, so nothing is let go: an administrator must look.",
+            "tessera 프로파일의 kube-scheduler가 응답하지 않아 파드를 내보내지 않습니다. 관리자의 점검이 필요합니다.",
+        ),
+        Reason(
             "QueueNotFound",
             "admin",
             "There is no queue of this name: create it, or correct the label queue.",

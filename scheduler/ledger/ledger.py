@@ -43,6 +43,7 @@ def advance(
     allocation: str | None = None,
     decision: str = "",
     deadline_us: int | None = None,
+    borrowed: bool | None = None,
     born: Row | None = None,
     credit: Credit | None = None,
 ) -> Change:
@@ -58,6 +59,7 @@ def advance(
         allocation: new allocation as compact JSON; None keeps it.
         decision: decision record, JSON text of at most 2,048 bytes.
         deadline_us: new deadline; None keeps it while RESERVED or BINDING and clears it elsewhere.
+        borrowed: quota class; None keeps it.
         born: the new life's identity, queue, priority and amounts; its epoch and counters are set here.
         credit: the workload's present credit, if it has one. SUBMIT takes one pod's worth of it; losing a bound pod
             adds to it; other events leave it alone.
@@ -79,6 +81,7 @@ def advance(
         updated_us=now_us,
         node=after.node if node is None else node,
         allocation=after.allocation if allocation is None else allocation,
+        borrowed=after.borrowed if borrowed is None else borrowed,
         deadline_us=_deadline(state, after.deadline_us if deadline_us is None else deadline_us),
     )
     _check(after, decision)

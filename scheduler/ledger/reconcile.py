@@ -47,7 +47,9 @@ _BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 _WAITING = frozenset({State.HELD, State.QUEUED})
 
 
-def decide(row: Row | None, pod: Pod | None, *, now_us: int, fresh: bool, in_flight: bool) -> list[Action]:
+def decide(
+    row: Row | None, pod: Pod | None, *, now_us: int, fresh: bool, in_flight: bool, refused: str = ""
+) -> list[Action]:
     """Say what has to be done, in this order; an empty list means that row and pod agree.
 
     Args:
@@ -56,6 +58,7 @@ def decide(row: Row | None, pod: Pod | None, *, now_us: int, fresh: bool, in_fli
         now_us: wall time in microseconds.
         fresh: the pod (or its absence) was just read from the API server, or a DELETED event told of it.
         in_flight: a Binding POST of this very Request is being waited for.
+        refused: why a reservation of this epoch must be given up before its time; empty = it need not.
     """
     if in_flight and row is not None and row.state is State.BINDING:
         return []
@@ -65,17 +68,17 @@ def decide(row: Row | None, pod: Pod | None, *, now_us: int, fresh: bool, in_fli
         return []
     if row is None or row.state in TERMINAL:
         return _without_life(row, pod)
-    return _living(row, pod, now_us=now_us, fresh=fresh)
+    return _living(row, pod, now_us=now_us, fresh=fresh, refused=refused)
 
 
-def _living(row: Row, pod: Pod, *, now_us: int, fresh: bool) -> list[Action]:
+def _living(row: Row, pod: Pod, *, now_us: int, fresh: bool, refused: str) -> list[Action]:
     if row.state in _BOUND:
         return _bound(row, pod)
     if row.state is State.BINDING:
         return _binding(row, pod, fresh=fresh)
     if pod.node:
         return _ended(pod) if pod.terminal else _adopt(pod)
-    return _reserved(row, pod, now_us) if row.state is State.RESERVED else _waiting(pod)
+    return _reserved(row, pod, now_us, refused) if row.state is State.RESERVED else _waiting(pod)
 
 
 def _without_pod(row: Row | None, *, fresh: bool) -> list[Action]:
@@ -110,12 +113,12 @@ def _waiting(pod: Pod) -> list[Action]:
     return [Advance(Event.REJECT, refusal.reason)] if refusal is not None else []
 
 
-def _reserved(row: Row, pod: Pod, now_us: int) -> list[Action]:
+def _reserved(row: Row, pod: Pod, now_us: int, refused: str) -> list[Action]:
     if pod.terminal or pod.deleting:
         return _ended(pod)
     if row.deadline_us and now_us >= row.deadline_us:
         return [Advance(void_or_fail(row), "ReservationTimedOut")]
-    return []
+    return [Advance(void_or_fail(row), refused)] if refused else []
 
 
 def _binding(row: Row, pod: Pod, *, fresh: bool) -> list[Action]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
+import numpy as np
+
 from policies.columns import BoolArray
 from policies.ordering import MICRO, QueueRank, RequestRank, queue_rank, share_milli
 from scheduler.ledger.quota import Quota, Usage, entitled, exceeding, lacking, would_borrow
@@ -147,9 +149,20 @@ class Turn:
                 return self._decide(self._lines[rank[-1]])
         return None
 
-    def barriers(self) -> dict[str, list[Barrier]]:
-        """Return by queue what its blocked units leave to those behind, first one first; without any: no key."""
-        return {name: line.barriers for name, line in self._lines.items() if line.barriers}
+    def barriers(self, nodes: int) -> dict[str, list[Barrier]]:
+        """Return by queue what its blocked units leave to those behind, first one first; without any: no key.
+
+        Units that were not decided leave nothing.
+
+        Args:
+            nodes: rows of the inventory.
+        """
+        found = {name: list(line.barriers) for name, line in self._lines.items()}
+        for name, line in self._lines.items():
+            if line.at < len(line.units):
+                owed = line.barrier.owed if line.barrier is not None else {}
+                found[name].append(Barrier(line.units[line.at].rank, np.zeros(nodes, np.bool_), owed))
+        return {name: barriers for name, barriers in found.items() if barriers}
 
     def undecided(self) -> Iterator[Unit]:
         """Yield the units of queues that were set aside, and those whose turn has not come."""

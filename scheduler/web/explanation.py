@@ -16,6 +16,7 @@ SHOWN = {State.BINDING: State.RESERVED, State.RECLAIMING: State.RUNNING}
 """Inner states as people see them."""
 
 WAITING = frozenset({State.HELD, State.QUEUED})
+CAPACITY = "WaitingForCapacity"
 SETTLED = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING, State.RELEASED})
 """Nobody need act: it runs, or it ran."""
 
@@ -57,6 +58,9 @@ def _why(desk: Desk, row: Row, pod: Pod | None) -> Why:
     found = explain.why(desk.fits(pod), desk.asks.nearest(pod.request))
     if row.not_before_us > desk.clock.wall_us():
         found["reasons"].insert(0, explain.cause("BackingOff"))
+    elif (word := desk.order.words.get(row.id, CAPACITY)) != CAPACITY:  # of capacity the masks tell more
+        others = [one for one in found["reasons"] if one["code"] not in {word, "PendingEvaluation"}]
+        found["reasons"] = [explain.cause(word), *others]
     return found
 
 

@@ -23,6 +23,7 @@ from scheduler.desk import Desk
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.ledger.ledger import advance
+from scheduler.ledger.taking import newborn
 from scheduler.metrics import Metrics
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Event
@@ -89,7 +90,7 @@ class Stage:
 
     def step(self, pod: Pod, event: Event, reason: str = "") -> None:
         row, now_us = self.desk.book.rows.get(pod.uid), self.desk.clock.wall_us()
-        born = self.desk.template(pod) if row is None else None
+        born = newborn(pod.request, fence=self.desk.fence, now_us=self.desk.clock.wall_us()) if row is None else None
         self.desk.book.apply((advance(row, event, now_us=now_us, fence=0, born=born, reason=reason),))
 
     @asynccontextmanager

@@ -257,7 +257,7 @@ def test_barriers_say_of_everybody_behind_what_a_turn_would(
         word = decision.word
         if word and word != "ExceedsQuotaLimit" and yard.could(decision.unit).any():
             blocked.setdefault(decision.unit.queue, []).append(decision.unit)
-    barriers = turn.barriers()
+    barriers = turn.barriers(len(yard.machines))
     assert barriers.keys() == blocked.keys()
     for name, heads in blocked.items():
         for unit in (one for one in units if one.queue == name):

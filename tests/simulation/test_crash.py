@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import scheduler
+from scheduler import GATE
 from scheduler.model.reservation import State
 from tests.simulation.town import Switch, Town, town
 
@@ -29,12 +30,12 @@ def points() -> list[str]:
 
 
 async def busy(place: Town) -> list[str]:
-    """Send pods of all sizes; of some the first Binding goes wrong."""
+    """Send pods of all sizes, every other one held by the gate; of some the first Binding goes wrong."""
     place.world.cluster.faults.force("bind", "failed", "lost_reply", "failed", "failed")
     names = []
     for number, gpus in enumerate((8, 2, 0, 4, 1, 1)):
         names.append(f"pod-{number}")
-        await place.pod(names[-1], gpus=gpus)
+        await place.pod(names[-1], gpus=gpus, **({"schedulingGates": [{"name": GATE}]} if number % 2 else {}))
         await place.wait(0.5)
     return names
 

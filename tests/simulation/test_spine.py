@@ -155,6 +155,7 @@ async def test_labels_of_gpus_decide_as_before_when_a_node_loses_devices() -> No
         await place.pod("two", gpus=2)
         await place.wait(20)
         assert "two" not in place.bound()
+        await place.delete("two")
         await place.pod("one", gpus=1)
         await place.until(lambda: "one" in place.bound(), 15)
         await place.wait(3)

@@ -44,7 +44,7 @@ async def test_bad_weather(seed: int) -> None:
         waiting = [pod["metadata"]["name"] for pod in place.witness.waiting()]
         fits = [
             uid
-            for uid in place.tessera.waker.waiting
+            for uid in place.tessera.turner.waiting
             if place.tessera.desk.fits(place.tessera.desk.registry.pods[uid]).passes.any()
         ]
         assert fits == [], waiting

@@ -1,0 +1,300 @@
+"""The turn of the queue on the live state: who waits is lined up, decided in slices, claimed at once, then committed.
+
+Deciding and claiming one unit is one synchronous step, so nothing can change in between. Between two slices others run;
+whatever they changed that the turn relies on (the nodes' shape, the tree of queues) ends it, and the next one begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import structlog
+
+from policies.columns import BoolArray
+from scheduler import GATE
+from scheduler.clock import Clock
+from scheduler.config import Settings
+from scheduler.desk import Desk
+from scheduler.errors import StoreError
+from scheduler.faults import fault
+from scheduler.inventory.asks import shape
+from scheduler.kube.port import Cluster
+from scheduler.ledger.lifecycle import HOLDING
+from scheduler.model.pod import Pod
+from scheduler.model.reservation import Change, Row, State
+from scheduler.queueing.line import Gang, Waiting, line_up
+from scheduler.queueing.order import rank_of
+from scheduler.queueing.release import Window
+from scheduler.queueing.turn import Amounts, Barrier, Turn, Unit
+from scheduler.releasing import Releaser
+from scheduler.settling import Settler, Writer
+
+log = structlog.get_logger(__name__)
+
+LONGEST_S = 60.0
+BROKEN_S = 1.0  # after a commit that failed
+GANG_S = 60.0
+PARTLY_BOUND = frozenset({State.BOUND, State.RUNNING})
+
+Part = tuple[Change, ...]
+
+
+@dataclass(slots=True)
+class Turner:
+    """Takes turns while pods wait.
+
+    Attributes:
+        waiting: uids of our pods that may be decided: held by our gate alone, or refused by kube-scheduler.
+        bell: rings when somebody has come.
+        decided: units decided so far.
+    """
+
+    desk: Desk
+    writer: Writer
+    releaser: Releaser
+    clock: Clock
+    slice_s: float = 0.02
+    waiting: dict[str, None] = field(default_factory=dict)
+    bell: asyncio.Event = field(default_factory=asyncio.Event)
+    decided: int = 0
+    _news: bool = True
+    _seen: tuple[int, int, int] = (-1, -1, -1)
+    _next_s: float = 0.0
+    _parts: list[Part] = field(default_factory=list)  # of the unit that was placed last
+    _capacity: tuple[int, Amounts] = (-1, {})
+    _partly: dict[Gang, float] = field(default_factory=dict)  # since when a gang is bound in part
+
+    @classmethod
+    def of(  # noqa: PLR0917 - the outside world, part by part
+        cls, desk: Desk, cluster: Cluster, writer: Writer, settler: Settler, clock: Clock, settings: Settings
+    ) -> Turner:
+        """Return one with what lets go its reservations, told of everybody who begins to wait."""
+        window = Window(settings.queue.releaseWindow, settings.queue.releaseWindow)
+        releaser = Releaser(desk, cluster, clock, settler, settings.namespace, window)
+        turner = cls(desk, writer, releaser, clock, settings.queue.turnSlice)
+        settler.stirred = turner.ring
+        return turner
+
+    # who waits
+
+    def watch(self, pod: Pod) -> None:
+        """Take note of a pod as the API server shows it; what it gave back may serve others."""
+        self._stirred()
+        words = self.desk.order.words
+        open_ = pod.ours and not (pod.node or pod.terminal or pod.deleting)
+        if open_ and (pod.gates == (GATE,) or (pod.unschedulable and not pod.gates)):
+            if pod.uid not in self.waiting:
+                self.waiting[pod.uid] = None
+                if words.get(pod.uid) == "WaitingForGate":
+                    del words[pod.uid]
+                self.ring()
+            return
+        self.waiting.pop(pod.uid, None)
+        if open_ and pod.gates:
+            words[pod.uid] = "WaitingForGate"
+        elif not pod.unschedulable:
+            words.pop(pod.uid, None)
+
+    def forget(self, uid: str) -> None:
+        """The pod is gone."""
+        self._stirred()
+        self.waiting.pop(uid, None)
+        self.desk.order.forget(uid)
+
+    def _stirred(self) -> None:
+        """Have a look soon if something was freed."""
+        if self.waiting and self.desk.registry.freed != self._seen[0]:
+            self.bell.set()
+
+    def ring(self) -> None:
+        """Somebody has come, or may be decided now: take a turn soon."""
+        self._news = True
+        self.bell.set()
+
+    # the turn
+
+    async def step(self) -> None:
+        """Take a turn if something has changed since the last one, or somebody's back-off has ended."""
+        self.desk.lapse()
+        self._watch_gangs()
+        now_s = self.clock.monotonic()
+        seen = self._state()
+        if not self.waiting or (seen == self._seen and not self._news and now_s < self._next_s):
+            return
+        room = self.releaser.room()
+        if room <= 0:
+            if self.releaser.alone():
+                self.desk.order.words |= dict.fromkeys(self._idle(), "SchedulerNotRunning")
+            return
+        self._seen, self._news, self._next_s = self._state(), False, now_s + LONGEST_S
+        await self._turn(room)
+
+    def _state(self) -> tuple[int, int, int]:
+        registry = self.desk.registry
+        return registry.freed, registry.columns.layout, self.desk.queues.generation
+
+    def _idle(self) -> Iterator[str]:
+        rows = self.desk.book.rows
+        return (uid for uid in self.waiting if (row := rows.get(uid)) is not None and row.state is State.QUEUED)
+
+    async def _turn(self, room: int) -> None:
+        order, queues = self.desk.order, self.desk.queues
+        usage = order.charging.settle(self.desk.book.rows)
+        units, incomplete = line_up(list(self._lined()), self._held())
+        order.words |= dict.fromkeys(incomplete, "WaitingForGang")
+        names = {unit.queue for unit in units}
+        now_us, several = self.clock.wall_us(), len(names) > 1
+        used = {name: queues.spent.used(name, now_us) for name in names} if several else {}
+        turn = Turn(units, queues.quota, usage, self, used=used, capacity=self._cluster() if several else {})
+        state, began_s, whole = self._state()[1:], self.clock.monotonic(), True
+        async with asyncio.TaskGroup() as commits:
+            while room > 0 and (decision := turn.step()) is not None:
+                self.decided += 1
+                if decision.granted is not None:
+                    room -= len(decision.unit.members)
+                    commits.create_task(self._commit(self._parts))
+                elif decision.word:
+                    order.words |= dict.fromkeys(decision.unit.members, decision.word)
+                if self.clock.monotonic() - began_s > self.slice_s:
+                    await self.clock.sleep(0)
+                    began_s, whole = self.clock.monotonic(), self._state()[1:] == state
+                    if not whole:
+                        break
+            whole = whole and room > 0
+            self._leave(turn, whole=whole)
+
+    def _leave(self, turn: Turn, *, whole: bool) -> None:
+        """Leave for those who come between two turns what this one found; it may have ended before its end."""
+        order = self.desk.order
+        left = list(turn.undecided())
+        order.words |= dict.fromkeys(
+            chain.from_iterable(unit.members for unit in left),
+            "WaitingBehindPriority" if whole else "PendingEvaluation",
+        )
+        nodes = self.desk.registry.snapshot().nodes
+        order.barriers, order.layout = turn.barriers(nodes), self.desk.registry.columns.layout
+        self._news = self._news or not whole
+
+    def _lined(self) -> Iterator[Waiting]:
+        """Yield who may be decided now, and say of the others why they may not."""
+        desk, now_us = self.desk, self.clock.wall_us()
+        words, now_s = desk.order.words, self.clock.monotonic()
+        for uid in self.waiting:
+            pod, row = desk.registry.pods.get(uid), desk.book.rows.get(uid)
+            if pod is None or row is None or not self._may(pod, row):
+                continue
+            if row.not_before_us > now_us:
+                words[uid] = "BackingOff"
+                self._next_s = min(self._next_s, now_s + (row.not_before_us - now_us) / 1_000_000)
+            elif word := desk.queues.refusal(pod.request.queue, pod.request.namespace):
+                words[uid] = word
+            else:
+                yield self._waiting(pod, row)
+
+    def _may(self, pod: Pod, row: Row) -> bool:
+        """Say whether a pod waits for a turn: not decided, not refused for good, and no bind of it is on its way."""
+        return (
+            row.state is State.QUEUED and pod.request.refusal is None and self.desk.intents.get(pod.uid) is None
+        )  # fmt: skip
+
+    def _waiting(self, pod: Pod, row: Row) -> Waiting:
+        desk, request = self.desk, pod.request
+        least, most = desk.order.charging.bounds(request, lambda: desk.could(pod))
+        gang = (request.namespace, request.queue, request.gang) if request.gang and request.gang_size > 1 else None
+        special = desk.lessons.knows(pod.uid) or desk.intents.excluded(pod.uid, self.clock.monotonic())
+        kind = (shape(request), pod.uid) if special else shape(request)
+        return Waiting(pod.uid, request.queue, rank_of(request, row), kind, least, most, gang, request.gang_size)
+
+    def _held(self) -> Counter[Gang]:
+        rows = (row for row in self.desk.book.rows.values() if row.gang and row.state in HOLDING)
+        return Counter((row.namespace, row.queue, row.gang) for row in rows)
+
+    def _cluster(self) -> Amounts:
+        layout = self.desk.registry.columns.layout
+        if self._capacity[0] != layout:
+            self._capacity = layout, self.desk.order.charging.capacity()
+        return self._capacity[1]
+
+    # what the turn asks of the cluster
+
+    def waits(self, unit: Unit) -> bool:
+        """Say whether all members still wait."""
+        pods, rows = self.desk.registry.pods, self.desk.book.rows
+        return all(
+            uid in self.waiting and (row := rows.get(uid)) is not None and self._may(pods[uid], row)
+            for uid in unit.members
+        )
+
+    def could(self, unit: Unit) -> BoolArray:
+        """Return ``[N]`` the nodes that any member could use, were they empty."""
+        pods = self.desk.registry.pods
+        found = self.desk.could(pods[unit.members[0]])
+        for uid in unit.members[1:]:
+            found = found | self.desk.could(pods[uid])
+        return found
+
+    def place(self, unit: Unit, barrier: Barrier | None) -> Amounts | None:
+        """Reserve for all members, in memory, or for none."""
+        registry = self.desk.registry
+        freed, parts, total = registry.freed, list[Part](), dict[str, int]()
+        for uid in unit.members:
+            found = self.desk.reserve(registry.pods[uid], barrier)
+            if found is None:
+                for part in reversed(parts):
+                    self.desk.unclaim(part)
+                registry.freed = freed  # what was taken for a moment only is no news
+                return None
+            parts.append(found[0])
+            for key, amount in found[1].items():
+                total[key] = total.get(key, 0) + amount
+        self._parts = parts
+        return total
+
+    async def _commit(self, parts: Sequence[Part]) -> None:
+        """Make one unit durable, all of it or nothing, then let it go."""
+        try:
+            await fault("turn.commit.before")
+            await self.writer.commit(tuple(chain.from_iterable(parts)))
+        except StoreError as error:
+            for part in reversed(parts):
+                self.desk.unclaim(part)
+            self._next_s = self.clock.monotonic() + BROKEN_S
+            self._seen = self._state()
+            log.warning("turn.not_committed", requests=[part[-1].after.id for part in parts], error=str(error))
+            return
+        await fault("turn.commit.after")
+        for part in parts:
+            self.releaser.add(part[-1].after.id)
+
+    # gangs
+
+    def _watch_gangs(self) -> None:
+        """Give up what is reserved for a gang that has been bound in part for a minute; what is bound goes on."""
+        now_s, partly = self.clock.monotonic(), dict[Gang, float]()
+        for gang, rows in self._gangs().items():
+            bound = sum(row.state in PARTLY_BOUND for row in rows)
+            if bound and any(row.state is State.RESERVED for row in rows):
+                partly[gang] = since_s = self._partly.get(gang, now_s)
+                if now_s - since_s >= GANG_S:
+                    self._give_up(gang, rows)
+                    del partly[gang]
+        self._partly = partly
+
+    def _gangs(self) -> dict[Gang, list[Row]]:
+        found: dict[Gang, list[Row]] = {}
+        if self._partly or self.releaser.out:
+            for row in self.desk.book.rows.values():
+                if row.gang and row.state in HOLDING:
+                    found.setdefault((row.namespace, row.queue, row.gang), []).append(row)
+        return found
+
+    def _give_up(self, gang: Gang, rows: Sequence[Row]) -> None:
+        reserved = [row for row in rows if row.state is State.RESERVED]
+        for row in reserved:
+            self.desk.order.astray[row.id] = row.epoch, "GangIncomplete"
+        bound = sorted(row.name for row in rows if row.state in PARTLY_BOUND)
+        log.warning("gang.incomplete", gang="/".join(gang), bound=bound, given_up=[row.name for row in reserved])
