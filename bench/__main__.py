@@ -56,8 +56,8 @@ def cluster(
     """Run Tessera beside a real kube-scheduler under load and SIGKILL, and audit the dump."""
     if way not in {"direct", "queue"}:
         _refuse(f"--way is direct or queue, not {way}.")
-    if way == "queue" or queues:
-        _refuse("The queue way is not available yet; leave out --way queue and --queues.")
+    if queues is not None and not queues.is_file():
+        _refuse(f"--queues: there is no file {queues}.")
     if trace or drop_refused:
         _replay(trace or "", traces, seed, dump, drop_refused=drop_refused, as_json=as_json)
     if kills > pods // 5:
@@ -68,7 +68,14 @@ def cluster(
 
     with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
         settings = Settings(
-            nodes=nodes, pods=pods, seed=seed, kills=kills, dump=dump or Path(temporary), kinds=_kinds(kinds)
+            nodes=nodes,
+            pods=pods,
+            seed=seed,
+            kills=kills,
+            dump=dump or Path(temporary),
+            kinds=_kinds(kinds),
+            held=way == "queue",
+            queues=queues.resolve() if queues else None,
         )
         try:
             report = asyncio.run(run_cluster(settings, _narrator()))

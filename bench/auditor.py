@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.allocations import flaw, over_held, parsed, self_overlap, slices_wrong
 from bench.oracle import Json, Oracle, bound_to, forbidden, observe, ours, terminal
+from bench.queue_oracle import GATE, Rule, Tree, held_now, misordered, read_queues, violations, was_held
 from bench.replay import Replay, replay
 
 QUIET_S = 30.0
@@ -25,14 +26,12 @@ FINDINGS_SHOWN = 10
 
 ZERO = (
     *("waiting_placeable", "unannotated", "over_allocations", "slice_overlaps", "lost", "doubled"),
-    *("quota_violations", "misplaced", "drift", "crashed"),
+    *("quota_violations", "misordered", "misplaced", "drift", "crashed"),
 )
 """Kinds of finding, each also a key of the report, that must not occur."""
 
-NOTES = (
-    "quota_violations is 0 because the run had no queue with a limit: there was nothing to check",
-    "on_nominated is null because no pod went the queue way",
-)
+NO_LIMITS = "quota_violations is 0 because the run had no queue with a limit: there was nothing to check"
+NOBODY_HELD = "on_nominated is null because no pod went the queue way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ class Dump:
         journal: the ledger's lines; a line that is no JSON object is an empty one, which breaks the chain.
         calls: extender calls.
         run: seed, kills, and when the final quiet time began and ended; empty when the file is absent.
+        tree: the queues of `queues.yaml`; none when the file is absent.
     """
 
     nodes: list[Json]
@@ -51,6 +51,7 @@ class Dump:
     journal: list[Json]
     calls: list[Json]
     run: Json = field(default_factory=dict)
+    tree: Tree = field(default_factory=Tree)
 
 
 def read_dump(folder: Path) -> Dump:
@@ -60,13 +61,14 @@ def read_dump(folder: Path) -> Dump:
         OSError: a file is missing.
         ValueError: a file other than the journal is no JSON.
     """
-    run = folder / "run.json"
+    run, queues = folder / "run.json", folder / "queues.yaml"
     return Dump(
         nodes=json.loads((folder / "nodes.json").read_text())["items"],
         pods=json.loads((folder / "pods.json").read_text())["items"],
         journal=[_line(text) for text in (folder / "journal.jsonl").read_text().splitlines()],
         calls=[json.loads(text) for text in (folder / "calls.jsonl").read_text().splitlines()],
         run=json.loads(run.read_text()) if run.exists() else {},
+        tree=read_queues(queues if queues.exists() else None),
     )
 
 
@@ -93,6 +95,7 @@ class Audit:
         self._mine = {pod["metadata"]["uid"]: pod for pod in dump.pods if ours(pod)}
         self._allocations = parsed(dump.pods)
         self._replay: Replay = replay(dump.journal, self._nodes, self._mine)
+        self._rule = Rule(self._nodes, dump.tree)
         self._oracle: Oracle = observe(dump.nodes, dump.pods, self._allocations)
         self.findings: dict[str, dict[object, str]] = defaultdict(dict)
         self.checked = 0
@@ -102,6 +105,7 @@ class Audit:
         self._check_bound_pods()
         self._check_nodes()
         self._check_journal()
+        self._check_queues()
         waiting = self._check_waiting_pods()
         calls = max_calls(self._quiet_filters(waiting))
         everyone = self._mine.keys() | self._replay.lives.keys()
@@ -118,14 +122,19 @@ class Audit:
             "kills": self._dump.run.get("kills", 0),
             "max_filter_calls_5s": calls,
             "journal_ok": journal_ok,
-            "on_nominated": None,
+            "on_nominated": self._on_nominated(),
             "released": [self._name(uid) for uid in self._replay.reserved],
             "checked": self.checked + self._replay.rows,
             "findings": self._shown(),
-            "notes": list(NOTES),
+            "notes": self._notes(),
             "seed": self._dump.run.get("seed"),
             "ok": good and 2 * len(bound) >= len(everyone) > 0,
         }
+
+    def _notes(self) -> list[str]:
+        """Say which keys tell nothing, and why."""
+        limits = [] if self._dump.tree.keys() else [NO_LIMITS]
+        return limits if self._on_nominated() is not None else [*limits, NOBODY_HELD]
 
     def _check_run(self, known: int) -> None:
         """Compare with what the driver did: how many pods it made, and how Tessera ended when asked to."""
@@ -210,18 +219,38 @@ class Audit:
         same = not life.allocation or life.allocation == self._allocations.get(uid)
         return "" if same else "has another allocation than the ledger says"
 
+    def _check_queues(self) -> None:
+        """Follow the journal for what queues held, and for who passed whom."""
+        dump = self._dump
+        for sentence in violations(dump.journal, self._mine, self._nodes, dump.tree):
+            self._found("quota_violations", sentence, sentence)
+        for sentence in misordered(dump.journal, self._mine, self._rule):
+            self._found("misordered", sentence, sentence)
+
+    def _on_nominated(self) -> float | None:
+        """Return the part of the held pods that were bound where they had been nominated; None = there were none."""
+        chosen = {line["request"]: line["node"] for line in self._dump.journal if line.get("event") == "reserve"}
+        held = [uid for uid, pod in self._mine.items() if bound_to(pod) and was_held(pod)]
+        same = [uid for uid in held if bound_to(self._mine[uid]) == chosen.get(uid)]
+        return round(len(same) / len(held), 4) if held else None
+
     def _check_waiting_pods(self) -> dict[str, Json]:
-        """Try every unbound pod on every node; return the waiting ones by namespace/name."""
-        waiting = {}
-        for uid, pod in self._mine.items():
-            if bound_to(pod) or terminal(pod) or pod["metadata"].get("deletionTimestamp"):
-                continue
-            waiting[f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"] = pod
+        """Try every unbound pod where order and quota let it run; return the waiting ones by namespace/name."""
+        waiting = {
+            uid: pod
+            for uid, pod in self._mine.items()
+            if not (bound_to(pod) or terminal(pod) or pod["metadata"].get("deletionTimestamp"))
+        }
+        runs = [pod for pod in self._mine.values() if bound_to(pod) and not terminal(pod)]
+        held = held_now(runs, self._nodes, self._dump.tree.keys(), self._allocations)
+        for uid, pod in waiting.items():
             self.checked += len(self._nodes)
-            nodes = [] if pod["spec"].get("schedulingGates") else self._oracle.judge(pod)
+            other = {one["name"] for one in pod["spec"].get("schedulingGates") or ()} - {GATE}
+            fits = [] if other else self._oracle.judge(pod)
+            nodes = self._rule.free_to(pod, fits, list(waiting.values()), held) if fits else []
             if nodes:
                 self._found("waiting_placeable", uid, f"{self._name(uid)} waits and fits on {', '.join(nodes[:3])}")
-        return waiting
+        return {f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": pod for pod in waiting.values()}
 
     def _quiet_filters(self, waiting: Mapping[str, Json]) -> dict[str, list[float]]:
         """Return the times of /filter calls for each waiting pod within the final quiet time."""

@@ -21,6 +21,7 @@ from bench.kube_objects import create_nodes, create_pods, gather_bounded, set_ph
 from bench.life import PODS, Life
 from bench.product import Product, ProductError
 from bench.proxy import Moment, Proxy, Strike
+from bench.queue_oracle import GATE, QUEUE, read_queues
 from bench.realcluster import TESSERA, RealCluster
 from bench.workload import CLASSES, KINDS_OF_ASK, NAMESPACE, Plan, plan
 from scheduler.clock import RealClock
@@ -49,6 +50,8 @@ class Settings:
         kills: SIGKILLs, spread evenly over the arrivals.
         dump: folder for the dump and the logs; it is made when absent.
         kinds: which kinds of ask the pods are drawn from.
+        held: pods are created under Tessera's gate.
+        queues: documents of the queues; pods are dealt out over the leaves in turn.
     """
 
     nodes: int
@@ -57,6 +60,8 @@ class Settings:
     kills: int
     dump: Path
     kinds: tuple[str, ...] = KINDS_OF_ASK
+    held: bool = False
+    queues: Path | None = None
 
 
 Say = Callable[[str], None]
@@ -75,12 +80,16 @@ async def run_cluster(settings: Settings, say: Say) -> Json:
         UnreachableError: the pods cannot ask for 90 % of the cluster.
     """
     planned = plan(nodes=settings.nodes, pods=settings.pods, seed=settings.seed, kinds=settings.kinds)
+    deal(planned.pods, read_queues(settings.queues).leaves(), held=settings.held)
     settings.dump.mkdir(parents=True, exist_ok=True)
+    if settings.queues:
+        shutil.copy(settings.queues, settings.dump / "queues.yaml")
     begun = time.monotonic()
     asked = f"{planned.asked / 1000:.1f} of {planned.gpus / 1000:.0f} GPUs"
     say(f"{settings.pods} pods ask for {asked} on {settings.nodes} nodes")
     async with RealCluster() as cluster, cluster.client() as api, Proxy() as proxy:
-        product = Product(cluster.folder, cluster.kubeconfig(TESSERA))
+        flags = [f"--queues={settings.queues}"] if settings.queues else []
+        product = Product(cluster.folder, cluster.kubeconfig(TESSERA), flags=flags)
         try:
             run = _Run(settings, planned, cluster, api, proxy, product, say)
             await run.everything()
@@ -94,6 +103,15 @@ async def run_cluster(settings: Settings, say: Say) -> Json:
     say("auditing")
     report = await asyncio.to_thread(audit, settings.dump)
     return {**report, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def deal(pods: list[Json], queues: list[str], *, held: bool) -> None:
+    """Give the pods their queues in turn, and Tessera's gate where they are to be held."""
+    for number, pod in enumerate(pods):
+        if queues:
+            pod["metadata"].setdefault("labels", {})[QUEUE] = queues[number % len(queues)]
+        if held:
+            pod["spec"]["schedulingGates"] = [{"name": GATE}]
 
 
 def _leaves(group: ExceptionGroup[Exception]) -> list[Exception]:

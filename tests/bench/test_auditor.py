@@ -330,7 +330,10 @@ def test_an_init_container_names_only_what_no_lasting_container_lends() -> None:
 
 def test_a_waiting_pod_that_fits_is_found() -> None:
     fake, _ = good_run()
-    fake.arrive(pod("small", 2))
+    small = pod("small", 2)
+    fake.arrive(small)
+    assert faults(fake.audit()) == set()  # somebody waits before it who could use that node
+    small["spec"]["priority"] = 1
     report = fake.audit()
     assert faults(report) == {"waiting_placeable"}
     assert "small waits and fits on exact-1" in report["findings"]["waiting_placeable"][0]

@@ -54,7 +54,7 @@ def test_an_empty_dump_fails_with_a_sentence(tmp_path: Path) -> None:
         ("cluster --nodes none", "--nodes"),
         ("cluster --nodes 0", "--nodes"),
         ("cluster --way sideways", "direct or queue"),
-        ("cluster --way queue", "not available yet"),
+        ("cluster --way queue --queues nowhere.yaml", "there is no file"),
         ("cluster --trace openb:default", "go together"),
         ("cluster --trace philly:default --drop-refused", "--trace is openb:NAME"),
         ("throughput --way queue", "direct"),
