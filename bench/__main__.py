@@ -226,6 +226,23 @@ def admission(
     _finish(report, as_json=as_json)
 
 
+@app.command("queue-turn")
+def queue_turn(
+    *,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the cluster.")] = 5000,
+    requests: Annotated[int, typer.Option(min=1, help="Requests that wait.")] = 10_000,
+    store: Annotated[str, typer.Option(help="Where decisions are committed: none or sqlite.")] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of nodes and requests.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Decisions a second of one turn of the queue, and how long /filter waits while it runs."""
+    if store not in {"none", "sqlite"}:
+        _refuse(f"--store is none or sqlite, not {store}.")
+    from bench import queue_turn as turns  # noqa: PLC0415 - as in cluster
+
+    _finish(turns.run_queue_turn(nodes, requests, store, seed, _narrator()), as_json=as_json)
+
+
 @app.command()
 def check(
     *,

@@ -304,7 +304,7 @@ class Desk:
             raise DoesNotFit("InvalidRequest") from error
         self.registry.say(pod.uid, Source.CLAIMED, booking(pod, node.name, allocation))
         self.book.apply(changes)
-        self.order.charging.take(changes[-1].after)
+        self.order.charging.take(changes[-1].after, amounts)
         self._refusals.pop(pod.uid, None)
         self.order.words.pop(pod.uid, None)
         return changes

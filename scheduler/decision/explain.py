@@ -55,11 +55,10 @@ def record(board: Board, chosen: int, names: Sequence[str], generation: int, *, 
     Returns:
         Compact JSON with sorted keys, at most 2,048 bytes; scores in millionths. No runner-up: null.
     """
-    rows = np.arange(len(names)) if rows is None else rows
-    failed = board.settle(np.append(rows, chosen))
+    failed = board.settle(None if rows is None else np.append(rows, chosen))
+    others = np.delete(np.arange(len(names)), chosen) if rows is None else rows[rows != chosen]
     told = [
-        {"node": _short(names[row]), "scores": _scores(board, row)}
-        for row in (chosen, *board.best(rows[rows != chosen]).tolist())
+        {"node": _short(names[row]), "scores": _scores(board, row)} for row in (chosen, *board.best(others).tolist())
     ]
     text = json.dumps(
         {
@@ -80,7 +79,7 @@ def record(board: Board, chosen: int, names: Sequence[str], generation: int, *, 
 def funnel(failed: Failed, rows: Rows | None = None) -> list[tuple[str, int]]:
     """Return after each mask how many of these nodes are left; None = of all."""
     first = failed.first if rows is None else failed.first[rows]
-    lost = np.bincount(first[first >= 0], minlength=len(failed.masks))
+    lost = np.bincount(first + 1, minlength=len(failed.masks) + 1)[1:]  # 0 stands for those that pass
     return list(zip(failed.masks, (len(first) - np.cumsum(lost)).tolist(), strict=True))
 
 

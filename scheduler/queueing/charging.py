@@ -75,13 +75,13 @@ class Charging:
         """Return what a request takes on these devices of a node; nothing where nobody is limited."""
         return charge_of(request, self.queues.quota.model_keys, node, slots) if self.limits else {}
 
-    def take(self, row: Row) -> Amounts:
-        """Charge what a row holds, if it is not charged yet; return what that is."""
+    def take(self, row: Row, amounts: Amounts | None = None) -> Amounts:
+        """Charge what a row holds, if it is not charged yet; return what that is. None = it is read from the row."""
         if not self.limits or self._quota is not self.queues.quota:
             return {}  # nobody is limited, or all of it is summed anew when somebody asks
         if row.id not in self._charged:
             pod, node = self.registry.pods.get(row.id), self.registry.nodes.get(row.node)
-            amounts = self.queues.amounts(row, pod, node)
+            amounts = self.queues.amounts(row, pod, node) if amounts is None else amounts
             charge(self._quota, self.usage, row.queue, amounts)
             self._charged[row.id] = row.queue, amounts
         return self._charged[row.id][1]
