@@ -15,6 +15,7 @@ from scheduler.model.pod import Expression, Selection, Term, Toleration
 
 _KEEPS_AWAY = ("NoSchedule", "NoExecute")
 _CORDON = Taint(key="node.kubernetes.io/unschedulable", value="", effect="NoSchedule")
+_SYSTEM_TAINTS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
 _NAME_FIELD = "metadata.name"
 _INT64 = range(-(2**63), 2**63)
 _NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -38,6 +39,34 @@ def admits(selection: Selection, node: Node) -> bool:
     if any(labels.get(key) != value for key, value in selection.labels):
         return False
     return selection.terms is None or any(_term_matches(term, labels, node.name) for term in selection.terms)
+
+
+def obstacles(selection: Selection, node: Node) -> list[str]:
+    """Return what of a selection keeps a pod from a node, each as the change that would take it away; empty = nothing.
+
+    An empty string stands for what the pod should not change: a cordon, or a taint that Kubernetes sets itself.
+    """
+    found = [""] if node.unschedulable and not _tolerated(_CORDON, selection.tolerations) else []
+    for taint in node.taints:
+        if taint.effect in _KEEPS_AWAY and not _tolerated(taint, selection.tolerations):
+            system = taint.key.startswith(_SYSTEM_TAINTS)
+            found.append("" if system else f"tolerate the taint {taint.key}={taint.value}:{taint.effect}")
+    labels = dict(node.labels)
+    found += [f"drop the node selector {key}={value}" for key, value in selection.labels if labels.get(key) != value]
+    if selection.terms is not None and not any(_term_matches(term, labels, node.name) for term in selection.terms):
+        found += _unmet(selection.terms, labels)
+    return found
+
+
+def _unmet(terms: tuple[Term, ...], labels: Mapping[str, str]) -> list[str]:
+    """Say what of a required node affinity is not met: single expressions where there is one sound term of labels."""
+    if len(terms) != 1 or terms[0].fields or not _sound(terms[0]):
+        return ["drop the required node affinity"]
+    return [
+        f"drop {e.key} {e.operator} ({', '.join(e.values)}) from the required node affinity"
+        for e in terms[0].labels
+        if not _label_matches(e, labels)
+    ]
 
 
 def _tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:

@@ -161,17 +161,23 @@ class Charging:
             {key: max(whole.get(key, 0) for whole in wholes) for key in keys},
         )
 
-    def affordable(self, request: Request, owed: Amounts) -> BoolArray | bool:
-        """Return where a request fits into its queue's quota beside what is owed: ``[N]``, or the same everywhere."""
-        quota = self.queues.quota
+    def affordable(self, request: Request, owed: Amounts, tree: tuple[Quota, Usage] | None = None) -> BoolArray | bool:
+        """Return where a request fits into its queue's quota beside what is owed: ``[N]``, or the same everywhere.
+
+        Args:
+            request: whose.
+            owed: to those before it, by key.
+            tree: another tree with what is taken of it; None = as it is.
+        """
+        quota, usage = tree or (self.queues.quota, self.usage)
         if not quota.keys(request.queue):
             return True
         if not self._differs(request):
-            return not lacking(quota, self.usage, request.queue, owing(charge_of(request), owed))
+            return not lacking(quota, usage, request.queue, owing(charge_of(request), owed))
         found = np.zeros(self.registry.snapshot().nodes, np.bool_)
         for one in self.alike():
             amounts = charge_of(request, quota.model_keys, one.node)
-            found[one.rows] = not lacking(quota, self.usage, request.queue, owing(amounts, owed))
+            found[one.rows] = not lacking(quota, usage, request.queue, owing(amounts, owed))
         return found
 
     def _differs(self, request: Request) -> bool:

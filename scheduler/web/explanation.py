@@ -2,51 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from policies.columns import BoolArray
+from scheduler import GATE
 from scheduler.decision import explain
-from scheduler.decision.changes import ideas
+from scheduler.decision.changes import CHANGE_MAX, ideas
 from scheduler.decision.explain import Cause, Why
-from scheduler.decision.reasons import REASONS
+from scheduler.decision.pipeline import judge
+from scheduler.decision.reasons import OF_REQUEST, REASONS
 from scheduler.desk import Desk
-from scheduler.model.pod import Pod
+from scheduler.ledger.lifecycle import TERMINAL
+from scheduler.ledger.queues import WAITING
+from scheduler.ledger.quota import exceeding as beyond
+from scheduler.ledger.quota import lacking
+from scheduler.ledger.standing import plain
+from scheduler.model.pod import Pod, Request
 from scheduler.model.reservation import Row, State
+from scheduler.queueing.order import rank_of
+from scheduler.queueing.shortage import shortage
+from scheduler.queueing.turn import Barrier, barrier_for
 
 SHOWN = {State.BINDING: State.RESERVED, State.RECLAIMING: State.RUNNING}
 """Inner states as people see them."""
 
-WAITING = frozenset({State.HELD, State.QUEUED})
-CAPACITY = "WaitingForCapacity"
+RESERVED = frozenset({State.RESERVED, State.BINDING})
 SETTLED = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING, State.RELEASED})
 """Nobody need act: it runs, or it ran."""
+
+PENDING, CAPACITY, BEHIND, GANG, QUOTA = (
+    "PendingEvaluation",
+    "WaitingForCapacity",
+    "WaitingBehindPriority",
+    "WaitingForGang",
+    "WaitingForQuota",
+)
+FIRST = (
+    ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
+    (),  # the masks' word, where no node could ever take it
+    ("SchedulerNotRunning", "WaitingForGate", "BackingOff"),  # it takes no part in the turn
+    (GANG,),
+    (QUOTA,),
+    (BEHIND,),
+)
+"""Reasons in the order in which they must go; those of capacity come last."""
+
+RANKED = frozenset(word for tier in FIRST for word in tier)
+
+SENTENCES: dict[str, tuple[str, str]] = {
+    BEHIND: (" It is number {0} of {1} in queue {2}.", " 큐 {2}에서 {1}개 중 {0}번째입니다."),
+    GANG: (" {0} of {1} are there, {2} of them ready.", " {1}개 중 {0}개가 있으며 그중 {2}개가 준비되었습니다."),
+    QUOTA: (" Queue {0} lacks {1}.", " 큐 {0}에 부족한 양: {1}."),
+    "ExceedsQuotaLimit": (" Queue {0} could never have {1} of it.", " 큐 {0}의 한도를 넘는 양: {1}."),
+}
+"""What an explanation adds to the constant sentence of a word."""
 
 
 def explanation(desk: Desk, row: Row) -> dict[str, Any]:
     """Return the explanation of one Request as the API shows it.
 
     `class` is that of the first reason; null once the Request was bound, and for one that was withdrawn. `position`
-    counts from 1 over all that wait, in the order in which Tessera wakes them; null for what does not wait.
+    counts from 1 in its queue and `position_overall` over all that wait, by priority and age; null for what does not
+    wait. `waiting` and `waiting_overall` say of how many.
     """
     pod = desk.registry.pods.get(row.id)
-    found = _why(desk, row, pod)
-    position, waiting = _position(desk, row)
+    places = positions(desk, row)
+    found = _why(desk, row, pod, places)
     kind: str | None = found["reasons"][0]["class"] if found["reasons"] else None
-    if row.state in {State.RESERVED, State.BINDING}:
+    judged = row.state is State.QUEUED and found["funnel"]
+    if row.state in RESERVED:
         kind = "wait"
     return {
         "state": SHOWN.get(row.state, row.state).value,
         "class": kind,
         "reasons": found["reasons"],
-        "position": position,
-        "waiting": waiting,
+        **places,
         "warnings": list(pod.warnings) if pod is not None else [],
         "funnel": found["funnel"],
-        "changes": _changes(desk, pod) if row.state is State.QUEUED and found["funnel"] and pod is not None else [],
+        "changes": _changes(desk, row, pod) if judged and pod is not None else [],
     }
 
 
-def _why(desk: Desk, row: Row, pod: Pod | None) -> Why:
-    if row.state in SETTLED or row.state in {State.RESERVED, State.BINDING}:
+def waiting_word(desk: Desk, row: Row) -> str:
+    """Return in a word why a request waits, as the last turn or /filter found it; empty for what does not wait."""
+    if row.state is State.HELD:
+        return "AllocatorUnavailable"
+    if row.state is not State.QUEUED:
+        return ""
+    word = desk.order.words.get(row.id) or desk.last_refusal(row.id)
+    if not word and row.not_before_us > desk.clock.wall_us():
+        word = "BackingOff"
+    return OF_REQUEST.get(word, word) or PENDING
+
+
+def positions(desk: Desk, row: Row) -> dict[str, int | None]:
+    """Return where a request stands in its queue and overall, and of how many."""
+    rank, own, overall, waiting, waiting_overall = _rank(row), 1, 1, 0, 0
+    for one in desk.book.rows.values():
+        if one.state in WAITING:
+            before, same = _rank(one) < rank, one.queue == row.queue
+            waiting_overall += 1
+            overall += before
+            waiting += same
+            own += before and same
+    waits = row.state in WAITING
+    return {
+        "position": own if waits else None,
+        "waiting": waiting,
+        "position_overall": overall if waits else None,
+        "waiting_overall": waiting_overall,
+    }
+
+
+def _rank(row: Row) -> tuple[int, int, str, str, str]:
+    return -row.priority, row.arrival_us, row.namespace, row.name, row.id
+
+
+# reasons
+
+
+def _why(desk: Desk, row: Row, pod: Pod | None, places: dict[str, int | None]) -> Why:
+    if row.state in SETTLED or row.state in RESERVED:
         return _alone()
     if pod is not None and pod.request.refusal is not None:
         return explain.why_refused(pod.request.refusal)
@@ -54,14 +133,77 @@ def _why(desk: Desk, row: Row, pod: Pod | None) -> Why:
         lost = row.state is State.FAILED and row.reason != "PodFailed"
         return _alone("AllocatorUnavailable" if row.state is State.HELD else "AttemptsSpent" if lost else row.reason)
     if pod is None or desk.intents.get(row.id) is not None:
-        return _alone("PendingEvaluation")
+        return _alone(PENDING)
     found = explain.why(desk.fits(pod), desk.asks.nearest(pod.request))
-    if row.not_before_us > desk.clock.wall_us():
-        found["reasons"].insert(0, explain.cause("BackingOff"))
-    elif (word := desk.order.words.get(row.id, CAPACITY)) != CAPACITY:  # of capacity the masks tell more
-        others = [one for one in found["reasons"] if one["code"] not in {word, "PendingEvaluation"}]
-        found["reasons"] = [explain.cause(word), *others]
+    words = set(_words(desk, row, pod)) & RANKED
+    masks = [one for one in found["reasons"] if not (words and one["code"] == PENDING)]
+    hopeless = masks[:1] if masks and masks[0]["class"] != "wait" else []
+    ranked: list[Cause] = []
+    for tier in FIRST:
+        ranked += [_told(desk, pod, word, places) for word in tier if word in words] if tier else hopeless
+    found["reasons"] = ranked + masks[len(hopeless) :]
     return found
+
+
+def _words(desk: Desk, row: Row, pod: Pod) -> Iterator[str]:
+    """Yield the words of order and quota that keep a request waiting: what the turn said, and what is so now."""
+    request, order = pod.request, desk.order
+    said = order.words.get(row.id, "")
+    if said not in {CAPACITY, "BackingOff"}:  # of capacity the masks tell more
+        yield said
+    if set(pod.gates) - {GATE}:
+        yield "WaitingForGate"
+    if word := desk.queues.refusal(request.queue, request.namespace):
+        yield word
+        return
+    if row.not_before_us > desk.clock.wall_us():
+        yield "BackingOff"
+    if _short(desk, pod, exceeding=True):
+        yield "ExceedsQuotaLimit"
+    elif _short(desk, pod):
+        yield QUOTA
+
+
+def _short(desk: Desk, pod: Pod, *, exceeding: bool = False) -> dict[str, int]:
+    """Return what a request's queue lacks for it, by key: now, or even with nothing in use."""
+    request, charging = pod.request, desk.order.charging
+    usage = charging.settle(desk.book.rows)
+    least, _ = charging.bounds(request, lambda: desk.could(pod))
+    if exceeding:
+        return beyond(desk.queues.quota, request.queue, least)
+    return lacking(desk.queues.quota, usage, request.queue, least)
+
+
+def _told(desk: Desk, pod: Pod, word: str, places: dict[str, int | None]) -> Cause:
+    """Return a reason with what is known of this request: a place, a count or an amount, and never another's name."""
+    parts: tuple[object, ...] = ()
+    if word == BEHIND:
+        parts = places["position"], places["waiting"], pod.request.queue
+    elif word == GANG:
+        parts = _gang(desk, pod)
+    elif word in {QUOTA, "ExceedsQuotaLimit"}:
+        short = plain(_short(desk, pod, exceeding=word != QUOTA))
+        parts = (pod.request.queue, ", ".join(f"{amount} {key}" for key, amount in short.items())) if short else ()
+    found = explain.cause(word)
+    if parts:
+        english, korean = SENTENCES[word]
+        found["text"] += english.format(*parts)
+        found["text_ko"] += korean.format(*parts)
+    return found
+
+
+def _gang(desk: Desk, pod: Pod) -> tuple[int, int, int]:
+    """Return how many members of a pod's gang are there, how many it takes, and how many may be decided or hold."""
+    mine, now_us = pod.request, desk.clock.wall_us()
+    there = ready = size = 0
+    for row in desk.book.rows.values():
+        same = (row.gang, row.namespace, row.queue) == (mine.gang, mine.namespace, mine.queue)
+        other = desk.registry.pods.get(row.id) if same and row.state not in TERMINAL else None
+        if other is not None:
+            there, size = there + 1, max(size, other.request.gang_size)
+            idle = row.state is State.QUEUED and (set(other.gates) - {GATE} or row.not_before_us > now_us)
+            ready += not idle
+    return there, size, ready
 
 
 def _alone(word: str = "") -> Why:
@@ -70,18 +212,59 @@ def _alone(word: str = "") -> Why:
     return {"funnel": [], "reasons": causes}
 
 
-def _position(desk: Desk, row: Row) -> tuple[int | None, int]:
-    waiting = [(-one.priority, one.arrival_us, one.namespace, one.name, one.id) for one in _waiting(desk)]
-    if row.state not in WAITING:
-        return None, len(waiting)
-    mine = (-row.priority, row.arrival_us, row.namespace, row.name, row.id)
-    return 1 + sum(one < mine for one in waiting), len(waiting)
+# changes
 
 
-def _waiting(desk: Desk) -> list[Row]:
-    return [one for one in desk.book.rows.values() if one.state in WAITING]
+def _changes(desk: Desk, row: Row, pod: Pod) -> list[dict[str, Any]]:
+    """Return what would admit a request now; nothing where what keeps it waiting is none of its asks or quota."""
+    request, order, columns = pod.request, desk.order, desk.registry.columns
+    barriers = order.barriers.get(request.queue)
+    barrier = barrier_for(barriers, rank_of(request, row)) if barriers else None
+    apart = request.gang and request.gang_size > 1  # what one member could change helps no gang
+    if (
+        apart
+        or request.claims
+        or set(pod.gates) - {GATE}
+        or row.not_before_us > desk.clock.wall_us()
+        or desk.queues.refusal(request.queue, request.namespace)
+        or order.words.get(row.id) == "SchedulerNotRunning"
+        or (barrier is not None and order.layout != columns.layout)
+    ):
+        return []
+    order.charging.settle(desk.book.rows)
+    passing = _passing(desk, pod)
+
+    def fits(changed: Request, *, everywhere: bool = False) -> BoolArray:
+        open_ = order.affordable(changed, barrier)
+        found = passing(changed, everywhere=everywhere)
+        return found if open_ is None else found & open_
+
+    found: list[dict[str, Any]] = [dict(one) for one in ideas(request, desk.registry, desk.asks.nearest(request), fits)]
+    there = passing(request) if barrier is None else passing(request) & barrier.open
+    short = None if fits(request).any() else shortage(order.charging, request, _owed(barrier), there)
+    if short is not None:
+        amounts = ", ".join(f"{key} {amount}" for key, amount in plain(short.more).items())
+        text = f"raise the quota of queue {short.queue} by {amounts}"
+        found.append({"change": text[:CHANGE_MAX], "nodes": short.nodes})
+    return found
 
 
-def _changes(desk: Desk, pod: Pod) -> list[dict[str, Any]]:
-    found = ideas(desk.registry.snapshot(), desk.asks.ask(pod.request), desk.mix(), desk.policies)
-    return [dict(idea) for idea in found]
+def _owed(barrier: Barrier | None) -> dict[str, int]:
+    return {} if barrier is None else dict(barrier.owed)
+
+
+def _passing(desk: Desk, pod: Pod) -> Callable[..., BoolArray]:
+    """Return what judges a changed request on the whole cluster, less the nodes that are left out for this pod."""
+    snapshot, mix, now_s = desk.registry.snapshot(), desk.mix(), desk.clock.monotonic()
+    open_ = desk.lessons.of(pod.uid, snapshot.nodes, now_s)
+    if open_ is None:
+        open_ = np.ones(snapshot.nodes, np.bool_)
+    rows = desk.registry.columns.rows
+    open_[[rows[name] for name in desk.intents.excluded(pod.uid, now_s) if name in rows]] = False
+
+    def passing(request: Request, *, everywhere: bool = False) -> BoolArray:
+        ask = desk.asks.ask(request, everywhere=everywhere)
+        found: BoolArray = judge(snapshot, ask, mix, desk.policies).passes & open_
+        return found
+
+    return passing
