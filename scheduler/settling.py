@@ -173,7 +173,7 @@ class Settler:
             await self.writer.commit((change,))
         except Exception as error:
             desk.book.revert((change,))
-            if row is None or row.state not in HOLDING:
+            if action.event is Event.ADOPT and (row is None or row.state not in HOLDING):
                 desk.let_go(uid)  # what was adopted: the pod itself says so while it lives
             if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
                 desk.book.remember(ended)  # it ended so long ago that memory had dropped it
