@@ -61,7 +61,6 @@ class _Aside:
 
     held: Booking | None
     freed: int
-    record: str | None
 
 
 def scored(best: Sequence[str], offered: Sequence[str]) -> list[tuple[str, int]]:
@@ -98,7 +97,6 @@ class Desk:
     asks: Asks = field(init=False)
     _boards: Boards = field(init=False)
     arrivals: Arrivals = field(init=False)
-    records: dict[str, str] = field(default_factory=dict)  # decision records of intents
     _refusals: dict[str, tuple[int, DeviceAsk, str]] = field(
         default_factory=dict
     )  # uid -> (registry.freed, ask, reason)
@@ -203,27 +201,26 @@ class Desk:
             return (bound,)
         intent = self.intents.get(pod.uid)
         intended = intent is not None and intent.node == name
-        record = self.records.get(pod.uid, "") if intended else ""
         offered = intent.offered if intent is not None and intended else None
         aside = self._set_aside(pod.uid)
         if reserved is not None:
             self.let_go(pod.uid)
         try:
-            changes = self._take(pod, node, row, record=record, offered=offered)
-        except DoesNotFit:
+            changes = self._take(pod, node, row, offered=offered)
+        except BaseException:
             if reserved is not None:
                 self.hold_claim(reserved, pod, read_allocation(reserved.allocation))
             raise
         self._put_back(pod.uid, aside)
         return changes
 
-    def _take(self, pod: Pod, node: Node, row: int, *, record: str, offered: Rows | None) -> tuple[Change, ...]:
+    def _take(self, pod: Pod, node: Node, row: int, *, offered: Rows | None) -> tuple[Change, ...]:
         """Judge one node and book it. Raises DoesNotFit; then nothing was changed."""
         board, here = self._board(pod, FILTER_MASKS), np.asarray([row], np.intp)
         reason = board.settle(here).headline(here)
         if reason and not pod.request.claims:
             raise DoesNotFit(reason)
-        return self._book(pod, node, board, row, record=record, offered=offered)
+        return self._book(pod, node, board, row, offered=offered)
 
     def reserve(self, pod: Pod, barrier: Barrier | None = None) -> tuple[tuple[Change, ...], Amounts] | None:
         """Take the best node of the whole cluster for a waiting pod, in memory, with devices and quota.
@@ -262,12 +259,13 @@ class Desk:
 
     def unclaim(self, changes: tuple[Change, ...]) -> None:
         """Undo a claim or a reservation whose commit failed, or whose gang does not fit."""
-        before, after = changes[0].before, changes[-1].after
+        after = changes[-1].after
         self.book.revert(changes)
-        if before is None or before.state not in HOLDING:
+        now, pod = self.book.rows.get(after.id), self.registry.pods.get(after.id)  # another commit may have failed too
+        if now is None or now.state not in HOLDING:
             self.let_go(after.id)
-        elif before.node != after.node and (pod := self.registry.pods.get(after.id)) is not None:
-            self.hold_claim(before, pod, read_allocation(before.allocation))
+        elif now.node != after.node and pod is not None:
+            self.hold_claim(now, pod, read_allocation(now.allocation))
 
     def _book(
         self,
@@ -276,7 +274,6 @@ class Desk:
         board: Board,
         row: int,
         *,
-        record: str = "",
         offered: Rows | None = None,
         bind: bool = True,
     ) -> tuple[Change, ...]:
@@ -295,7 +292,7 @@ class Desk:
                 fence=self.fence,
                 now_us=(now_us := self.clock.wall_us()),
                 until_us=now_us + round(self.reserve_s * 1_000_000),
-                record=record or self._record(board, row, offered),
+                record=self._record(board, row, offered),
                 borrowed=borrowed,
                 credit=self.book.credits.get(pod.request.workload),
                 bind=bind,
@@ -324,7 +321,7 @@ class Desk:
             return Answer([], "ReservedForOther")
         rows = self.rows(pod.uid, offered)
         refused = self.registry.columns.rows.get(reserved.node, -1)
-        self.lessons.learn(pod.uid, rows, refused, self.registry.snapshot().nodes, self.clock.monotonic())
+        self.lessons.learn(pod.uid, rows, refused, self.registry.snapshot().schedulable, self.clock.monotonic())
         freed = self.registry.freed
         self.drop_intent(pod.uid)
         self.let_go(pod.uid)
@@ -345,16 +342,13 @@ class Desk:
 
     # intents
 
-    def intend(
-        self, pod: Pod, row: int, ask: Ask, *, record: str = "", named: Sequence[str] = (), offered: Rows | None = None
-    ) -> None:
+    def intend(self, pod: Pod, row: int, ask: Ask, *, named: Sequence[str] = (), offered: Rows | None = None) -> None:
         """Note, in memory and for 15 s, that this pod will take this node.
 
         Args:
             pod: who.
             row: the node's.
             ask: what the pod asks.
-            record: the decision record, where it cannot be written as well when the node is claimed.
             named: the nodes of the answer, best first.
             offered: the rows it was chosen from, which the record's runner-up comes from; None = all.
         """
@@ -362,21 +356,18 @@ class Desk:
         held = self._intended(pod, self.registry.nodes[name], row, ask)
         self.intents.note(pod.uid, name, self.clock.monotonic(), tuple(named), offered)
         self.registry.say(pod.uid, Source.INTENDED, held)
-        if record:
-            self.records[pod.uid] = record
 
     def drop_intent(self, uid: str) -> None:
         """Forget an intent, if there is one."""
         self.intents.drop(uid)
         self.registry.unsay(uid, Source.INTENDED)
-        self.records.pop(uid, None)
 
     def _set_aside(self, uid: str) -> _Aside | None:
         """Forget the pod's own intent, so that it is decided as if it intended nothing; None where it does not."""
         own = self.registry.held(uid)
         if own is None and self.intents.get(uid) is None:
             return None
-        aside = _Aside(own, self.registry.freed, self.records.get(uid))
+        aside = _Aside(own, self.registry.freed)
         self.drop_intent(uid)
         return aside
 
@@ -384,14 +375,11 @@ class Desk:
         """When a pod has ended up with the same room as before, nothing was freed for others."""
         if aside is not None and self.registry.held(uid) == aside.held:
             self.registry.freed = aside.freed
-            if aside.record is not None:
-                self.records.setdefault(uid, aside.record)
 
     def lapse(self) -> None:
         """Forget intents that are past their time; their nodes are left out for these pods for a while."""
         for uid in self.intents.lapse(self.clock.monotonic()):
             self.registry.unsay(uid, Source.INTENDED)
-            self.records.pop(uid, None)
 
     def known_refusal(self, pod: Pod) -> str:
         """Return why a pod fits nowhere in the cluster, if that was found and nothing was freed since; else empty."""
@@ -422,16 +410,6 @@ class Desk:
         """Judge a waiting pod on the whole cluster with every mask."""
         snapshot, ask = self.registry.snapshot(), self.asks.ask(pod.request)
         return judge(snapshot, ask, self.mix(), self.policies, TURN_MASKS)
-
-    def intend_anywhere(self, pod: Pod) -> bool:
-        """Find a waiting pod the best node of the whole cluster, every mask counted, and intend it; False = none."""
-        board = self._board(pod, TURN_MASKS)
-        excluded = self.intents.excluded(pod.uid, self.clock.monotonic())
-        rows = self.rows(pod.uid, list(self.registry.nodes)) if excluded else None
-        best = board.best(rows)
-        if best.size:
-            self.intend(pod, int(best[0]), board.ask, record=self._record(board, int(best[0])))
-        return bool(best.size)
 
     def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
         """Return the rows of the offered nodes that are known and not left out for this pod."""

@@ -88,8 +88,12 @@ class Releaser:
         if not self._begun:
             self._begin()
         await self._look()
-        for uid in list(self.desk.order.astray):
-            self.settler.mark(uid)
+        for uid, (epoch, _) in list(self.desk.order.astray.items()):
+            row = self.desk.book.rows.get(uid)
+            if row is not None and row.state is State.RESERVED and row.epoch == epoch:
+                self.settler.mark(uid)
+            else:
+                del self.desk.order.astray[uid]
         stray = [uid for uid in list(self.out) if self._taken_stock(uid)]
         now_s = self.clock.monotonic()
         room = may_release(self.window.size, len(self.out), self.heard())

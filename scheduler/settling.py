@@ -181,7 +181,9 @@ class Settler:
         if action.event is Event.SUBMIT and pod is not None:
             desk.arrivals.learn(pod.request, self.clock.wall_us())
         await fault("settle.committed")
-        if change.after.state not in HOLDING and row is not None and row.state in HOLDING:
+        now = desk.book.rows.get(uid)
+        given_up = row is not None and row.state in HOLDING and change.after.state not in HOLDING
+        if given_up and (now is None or now.state not in HOLDING):  # nobody has reserved for it meanwhile
             desk.let_go(uid)
         if change.after.state not in HOLDING:
             self.stirred()

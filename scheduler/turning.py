@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 LONGEST_S = 60.0
 BROKEN_S = 1.0  # after a commit that failed
+SETTLING_S = 0.1  # somebody is busy with a request that waits: look again soon
 GANG_S = 60.0
 HOPS = 8  # turns of the loop between two slices: a call goes from its socket through several tasks to its answer
 PARTLY_BOUND = frozenset({State.BOUND, State.RUNNING})
@@ -124,7 +125,10 @@ class Turner:
         self._watch_gangs()
         now_s = self.clock.monotonic()
         seen = self._state()
-        if not self.waiting or (seen == self._seen and not self._news and now_s < self._next_s):
+        if not self.waiting:
+            self.desk.order.barriers = {}
+            return
+        if seen == self._seen and not self._news and now_s < self._next_s:
             return
         room = self.releaser.room()
         if room <= 0:
@@ -188,6 +192,8 @@ class Turner:
         for uid in self.waiting:
             pod, row = desk.registry.pods.get(uid), desk.book.rows.get(uid)
             if pod is None or row is None or not self._may(pod, row):
+                if uid in self.releaser.settler.working:
+                    self._next_s = min(self._next_s, now_s + SETTLING_S)
                 continue
             if row.not_before_us > now_us:
                 words[uid] = "BackingOff"
@@ -200,8 +206,11 @@ class Turner:
     def _may(self, pod: Pod, row: Row) -> bool:
         """Say whether a pod waits for a turn: not decided, not refused for good, and no bind of it is on its way."""
         return (
-            row.state is State.QUEUED and pod.request.refusal is None and self.desk.intents.get(pod.uid) is None
-        )  # fmt: skip
+            row.state is State.QUEUED
+            and pod.uid not in self.releaser.settler.working  # its former reservation may not be given back yet
+            and pod.request.refusal is None
+            and self.desk.intents.get(pod.uid) is None
+        )
 
     def _waiting(self, pod: Pod, row: Row) -> Waiting:
         desk, request = self.desk, pod.request

@@ -10,6 +10,7 @@ import pytest
 from policies.columns import Use
 from scheduler.clock import LoopClock, VirtualLoop
 from scheduler.decision.board import Board
+from scheduler.decision.catalog import MASKS, read_policies
 from scheduler.decision.pipeline import Policies
 from scheduler.decision.placing import DoesNotFit
 from scheduler.desk import Desk
@@ -257,3 +258,35 @@ def test_an_intent_books_what_the_claim_will_hold(loop: VirtualLoop, mode: str, 
     made.claim(one, "a")
     assert intended == made.registry.held("uid-one")
     assert intended is not None
+
+
+def test_a_node_that_is_gone_is_named_by_no_order_of_masks(loop: VirtualLoop) -> None:
+    made = desk(loop, "a", "b")
+    made = Desk(made.clock, read_policies(masks=list(reversed(MASKS))), registry=made.registry)
+    waits = pod("one", 1)
+    made.registry.put_pod(waits)
+    assert made.reserve(waits) is not None
+    made.unclaim(made.reserve(pod("two", 1))[0])  # type: ignore[index]
+    for name in ("a", "b"):
+        made.registry.remove_node(name, f"uid-{name}")
+    assert made.reserve(pod("three", 1)) is None
+
+
+def test_failed_commits_leave_nothing_behind_in_whatever_order_they_fail(loop: VirtualLoop) -> None:
+    for order in (1, -1):
+        made, one = desk(loop, "a", "b"), pod("one", 4)
+        made.registry.put_pod(one)
+        reserved = made.reserve(one)
+        assert reserved is not None
+        other = {"a": "b", "b": "a"}[reserved[0][-1].after.node]
+        moved = made.claim(one, other)
+        for changes in (reserved[0], moved)[::order]:
+            made.unclaim(changes)
+        assert made.registry.held("uid-one") is None
+        assert made.book.rows.get("uid-one") is None
+
+
+def test_a_pod_whose_gate_is_gone_does_not_wait_for_it(loop: VirtualLoop) -> None:
+    made = desk(loop, "a")
+    made.order.words["uid-one"] = "WaitingForGate"
+    assert made.filter(pod("one", 1), ["a"]).names == ["a"]

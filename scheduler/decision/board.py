@@ -117,8 +117,11 @@ class Board:
         return Failed(self.masks, self._first)
 
     def tidy(self, snapshot: Snapshot, mix: Mix, layout: int) -> bool:
-        """Judge some nodes for which that is due, of all those that Node objects allow; False = there is none."""
-        if self._layout == _NEVER:
+        """Judge some nodes for which that is due, of all those that Node objects allow; False = there is none.
+
+        After a new layout or mix it waits for the next ask of its class: the last one may speak of other codes.
+        """
+        if layout != self._layout or mix is not self._mix:
             return False
         self.turn(snapshot, self.ask, mix, layout)
         due = np.flatnonzero(self._stale)[:TIDIED_AT_ONCE]

@@ -39,17 +39,18 @@ class Lessons:
 
     _kept: dict[str, _Lesson] = field(default_factory=dict)
 
-    def learn(self, uid: str, named: Rows, refused: int, nodes: int, now_s: float) -> None:
+    def learn(self, uid: str, named: Rows, refused: int, live: BoolArray, now_s: float) -> None:
         """Remember what a call for many nodes tells.
 
         Args:
             uid: the pod's.
             named: rows of the nodes that it names.
             refused: row of the node that was tried first and is not among them; -1 = none.
-            nodes: rows of the inventory.
+            live: ``[N]`` rows that are nodes; a node that fills a hole later is not held against the pod.
             now_s: monotonic time.
         """
-        mask = np.full(nodes, sampled(len(named), nodes), np.bool_)
+        nodes = len(live)
+        mask = ~live | sampled(len(named), int(np.count_nonzero(live)))
         mask[named] = True
         if refused >= 0:
             mask[refused] = False

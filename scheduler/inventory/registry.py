@@ -173,8 +173,7 @@ class Registry:
         if node is None or node.uid != uid:
             return False
         del self.nodes[name]
-        self.columns.clear(name)
-        self.generation += 1
+        self._touch(self.columns.clear(name))
         return True
 
     # pods

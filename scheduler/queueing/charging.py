@@ -64,11 +64,11 @@ class Charging:
         """Return what is taken now; after a change of the tree, summed anew from these rows, which are all."""
         if self._quota is not self.queues.quota:
             self._quota = self.queues.quota
-            self.usage, self._charged = Usage(), {}
+            before, self.usage, self._charged = self._charged, Usage(), {}
             self._bounds.clear()
             for row in rows.values():
                 if row.state in HOLDING:
-                    self.take(row)
+                    self._take(row, before)
         return self.usage
 
     def of(self, request: Request, node: Node, slots: Collection[int]) -> Amounts:
@@ -80,11 +80,19 @@ class Charging:
         if not self.limits or self._quota is not self.queues.quota:
             return {}  # nobody is limited, or all of it is summed anew when somebody asks
         if row.id not in self._charged:
-            pod, node = self.registry.pods.get(row.id), self.registry.nodes.get(row.node)
-            amounts = self.queues.amounts(row, pod, node) if amounts is None else amounts
-            charge(self._quota, self.usage, row.queue, amounts)
-            self._charged[row.id] = row.queue, amounts
+            self._take(row, {}, amounts)
         return self._charged[row.id][1]
+
+    def _take(self, row: Row, before: Mapping[str, tuple[str, Amounts]], amounts: Amounts | None = None) -> None:
+        """Charge a row; while its node is gone, as it was charged before: the model is not known otherwise."""
+        assert self._quota is not None, "a tree was taken in"
+        pod, node = self.registry.pods.get(row.id), self.registry.nodes.get(row.node)
+        if amounts is None:
+            amounts = self.queues.amounts(row, pod, node)
+        if node is None and row.id in before:
+            amounts = {**before[row.id][1], **amounts}
+        charge(self._quota, self.usage, row.queue, amounts)
+        self._charged[row.id] = row.queue, amounts
 
     def give_back(self, uid: str) -> None:
         """Take back the charge of a row that no longer holds anything."""
@@ -124,6 +132,8 @@ class Charging:
             return ""
         if row is None or row.state not in HOLDING:
             return f"request {uid} holds nothing and is charged to queue {self._charged[uid][0]}"
+        if row.node not in self.registry.nodes:
+            return ""  # it keeps the charge that it had
         fresh = self.queues.amounts(row, self.registry.pods.get(uid), self.registry.nodes.get(row.node))
         same = self._charged[uid] == (row.queue, fresh)
         return "" if same else f"request {uid} is charged otherwise than what it holds"

@@ -50,7 +50,10 @@ class Order:
     def refusal(self, pod: Pod) -> str:
         """Return why a pod without a reservation waits for its turn wherever there is room; empty = it need not."""
         request = pod.request
-        if word := self.words.get(pod.uid) or self.queues.refusal(request.queue, request.namespace):
+        word = self.words.get(pod.uid, "")
+        if word == "WaitingForGate" and not pod.gates:
+            word = ""  # kube-scheduler has heard of it sooner than the watch
+        if word := word or self.queues.refusal(request.queue, request.namespace):
             return word
         return "WaitingForGang" if request.gang and request.gang_size > 1 else ""
 

@@ -1,7 +1,7 @@
 """kube-scheduler's three questions: bytes in, bytes out, no socket needed. Parse, decide, encode.
 
 Invariant: a reply names only nodes that were offered, its texts are constants of a closed list, and an answer comes
-within the deadline or is an `Error` that leaves nothing behind.
+within the deadline or is an `Error` that leaves no intent behind.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ class Extender:
         """Once nobody has asked for a moment, do the next call's work ahead of it, a little at a time."""
         if asked_s != self._asked_s:
             self.clock.call_later(QUIET_S, partial(self._tidy, self._asked_s))
-        elif not self.unready() and self.desk.tidy():
+            return
+        self._tidying = False
+        if not self.unready() and self.desk.tidy():
+            self._tidying = True
             self.clock.call_later(0, partial(self._tidy, asked_s))
-        else:
-            self._tidying = False
 
     async def prioritize(self, body: bytes) -> Reply:
         """Answer POST /scheduler/prioritize; there is no error field, so trouble means equal scores."""

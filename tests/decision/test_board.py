@@ -141,6 +141,15 @@ def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -
     assert not board.tidy(asked[0], mix, 1)
 
 
+def test_nothing_is_judged_ahead_by_an_ask_that_may_be_out_of_date() -> None:
+    board, mix = Board(Policies(), FILTER_MASKS), empty_mix(4)
+    board.turn(cluster("x.", ".."), ask(1, nodes=2), mix, 1)
+    assert not board.tidy(cluster("x.", "..", ".."), mix, 2), "a node has come"
+    assert not board.tidy(cluster("x.", ".."), empty_mix(4), 1), "the mix has moved"
+    assert board.ask_for(mix, 2) is None
+    assert board.tidy(cluster("x.", ".."), mix, 1)
+
+
 @settings(max_examples=100, deadline=None)
 @given(world=worlds(), data=st.data())
 def test_masks_and_scores_that_are_not_static_look_at_one_node_alone(

@@ -1,0 +1,87 @@
+"""The turn on the live state, where others are at work at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from scheduler.clock import LoopClock
+from scheduler.config import Settings
+from scheduler.decision.pipeline import Policies
+from scheduler.desk import Desk
+from scheduler.embedded.cluster import EmbeddedCluster
+from scheduler.intake.node import read_node
+from scheduler.intake.pod import read_pod
+from scheduler.model.pod import Pod
+from scheduler.model.reservation import Change, State
+from scheduler.settling import Settler
+from scheduler.turning import Turner
+from tests.objects import raw_node, raw_pod
+from tests.virtual import virtual
+
+
+class Slow:
+    """A writer that takes its time once it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def commit(self, changes: tuple[Change, ...]) -> None:
+        await self.go.wait()
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Place:
+    """A desk with one node of eight GPUs, and who works at it."""
+
+    desk: Desk
+    writer: Slow
+    settler: Settler
+    turner: Turner
+    pods: dict[str, Pod] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def place() -> AsyncIterator[Place]:
+    clock, writer = LoopClock(asyncio.get_running_loop()), Slow()
+    desk = Desk(clock, Policies(), fence=1)
+    node = read_node(raw_node("a", gpus=8), {})
+    assert node is not None
+    desk.registry.put_node(node)
+    cluster = EmbeddedCluster(clock, iter(map(str, range(1000))).__next__)
+    settler = Settler(desk, cluster, writer, clock, lambda _: None)
+    turner = Turner.of(desk, cluster, writer, settler, clock, Settings())
+    yield Place(desk, writer, settler, turner)
+
+
+@virtual(place)
+async def test_a_reservation_that_is_given_up_slowly_takes_nothing_from_the_next_one(here: Place) -> None:
+    desk, one = here.desk, read_pod(raw_pod("one", 4))
+    desk.registry.put_pod(one)
+    reserved = desk.reserve(one)
+    assert reserved is not None
+    desk.order.astray[one.uid] = reserved[0][-1].after.epoch, "NominationRefused"
+    here.writer.go.clear()
+    settling = asyncio.get_running_loop().create_task(here.settler.settle(one.uid))
+    await desk.clock.sleep(2.0)
+    row = desk.book.rows[one.uid]
+    assert row.state is State.QUEUED
+    assert row.not_before_us <= desk.clock.wall_us(), "its back-off is over, its commit is not"
+    assert not here.turner._may(one, row), "whoever gives it up is not done yet"
+    assert desk.reserve(one) is not None, "even so, what is reserved now"
+    here.writer.go.set()
+    await settling
+    assert desk.registry.held(one.uid) is not None, "stays"
+    assert desk.registry.snapshot().gpus_free.tolist()[0] == 4
+
+
+@virtual(place)
+async def test_who_is_gone_stands_in_nobodys_way(here: Place) -> None:
+    here.desk.order.barriers = {"default": ()}
+    await here.turner.step()
+    assert not here.desk.order.barriers
