@@ -17,10 +17,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from policies.columns import BoolArray, Health, Mix, Mode, Snapshot, Use
 from policies.fragmentation import expected_fragment
 from scheduler import GPU
-from scheduler.decision.reasons import OF_REQUEST, REASONS
+from scheduler.decision.reasons import REASONS
 from scheduler.desk import Desk
 from scheduler.inventory.registry import Booking, Registry, Source
 from scheduler.model.reservation import Row, State
+from scheduler.waiting import waiting_word
 
 MODELS_MAX, PROFILES_MAX, QUEUES_MAX = 40, 60, 300
 OTHER = "other"
@@ -145,9 +146,8 @@ def line(desk: Desk) -> Iterable[Metric]:
 
 
 def _class(desk: Desk, row: Row) -> str:
-    """Return who must act for a waiting request, as far as the last refusal tells; else nobody need."""
-    word = desk.last_refusal(row.id) or desk.order.words.get(row.id, "")
-    reason = REASONS.get(OF_REQUEST.get(word, word))
+    """Return who must act for a waiting request, as far as the last turn or refusal tells; else nobody need."""
+    reason = REASONS.get(waiting_word(desk, row))
     return reason.who if reason else "wait"
 
 

@@ -13,7 +13,7 @@ from scheduler.decision import explain
 from scheduler.decision.changes import CHANGE_MAX, ideas
 from scheduler.decision.explain import Cause, Why
 from scheduler.decision.pipeline import judge
-from scheduler.decision.reasons import OF_REQUEST, REASONS
+from scheduler.decision.reasons import REASONS
 from scheduler.desk import Desk
 from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.ledger.queues import WAITING
@@ -25,6 +25,7 @@ from scheduler.model.reservation import Row, State
 from scheduler.queueing.order import rank_of
 from scheduler.queueing.shortage import shortage
 from scheduler.queueing.turn import Barrier, barrier_for
+from scheduler.waiting import CAPACITY, PENDING
 
 SHOWN = {State.BINDING: State.RESERVED, State.RECLAIMING: State.RUNNING}
 """Inner states as people see them."""
@@ -33,13 +34,7 @@ RESERVED = frozenset({State.RESERVED, State.BINDING})
 SETTLED = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING, State.RELEASED})
 """Nobody need act: it runs, or it ran."""
 
-PENDING, CAPACITY, BEHIND, GANG, QUOTA = (
-    "PendingEvaluation",
-    "WaitingForCapacity",
-    "WaitingBehindPriority",
-    "WaitingForGang",
-    "WaitingForQuota",
-)
+BEHIND, GANG, QUOTA = "WaitingBehindPriority", "WaitingForGang", "WaitingForQuota"
 FIRST = (
     ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
     (),  # the masks' word, where no node could ever take it
@@ -84,18 +79,6 @@ def explanation(desk: Desk, row: Row) -> dict[str, Any]:
         "funnel": found["funnel"],
         "changes": _changes(desk, row, pod) if judged and pod is not None else [],
     }
-
-
-def waiting_word(desk: Desk, row: Row) -> str:
-    """Return in a word why a request waits, as the last turn or /filter found it; empty for what does not wait."""
-    if row.state is State.HELD:
-        return "AllocatorUnavailable"
-    if row.state is not State.QUEUED:
-        return ""
-    word = desk.order.words.get(row.id) or desk.last_refusal(row.id)
-    if not word and row.not_before_us > desk.clock.wall_us():
-        word = "BackingOff"
-    return OF_REQUEST.get(word, word) or PENDING
 
 
 def positions(desk: Desk, row: Row) -> dict[str, int | None]:

@@ -15,18 +15,28 @@ from aiohttp import web
 from policies.columns import Health, Mode, Use
 from scheduler.desk import Desk
 from scheduler.inventory.registry import Part
+from scheduler.ledger.queues import WAITING
 from scheduler.ledger.standing import Standing, line_of, standings
 from scheduler.metrics import Metrics
 from scheduler.model.node import Node
 from scheduler.model.reservation import Row, State
+from scheduler.waiting import waiting_word
 
-from .explanation import SHOWN, explanation
+from .explanation import SHOWN, explanation, positions
 from .problems import problem
 
 PAGE_MAX = 500
+LATEST_US = 1 << 62
 LINE_MAX = 100  # requests shown of a queue's line
 FILTERS = ("state", "queue", "namespace", "name")
 STATES = tuple(dict.fromkeys(SHOWN.get(state, state).value for state in State))
+SORTS: dict[str, Callable[[Row], str]] = {
+    "arrival": lambda row: f"{row.arrival_us:020}/{row.id}",
+    "-arrival": lambda row: f"{LATEST_US - row.arrival_us:020}/{row.id}",
+    "name": lambda row: f"{row.namespace}/{row.name}/{row.arrival_us:020}/{row.id}",
+    "state": lambda row: f"{STATES.index(SHOWN.get(row.state, row.state).value):02}/{row.arrival_us:020}/{row.id}",
+}
+"""What requests may be sorted by, each as a text that sorts so and never changes, but for `state`."""
 
 
 @dataclass(slots=True)
@@ -79,7 +89,7 @@ class Views:
             return problem(404, "queue.not_found", "there is no queue of this name; list them with GET /api/v1/queues")
         line = line_of(self.desk.book.rows.values(), name)[:LINE_MAX]
         waiting = [
-            {"position": place, "priority": row.priority, "arrival": row.arrival_us, **self.request_view(row)}
+            {**self.request_view(row), "position": place, "priority": row.priority, "arrival": row.arrival_us}
             for place, row in enumerate(line, start=1)
         ]
         view = self._standings()(name).view()
@@ -94,15 +104,37 @@ class Views:
         return standings(queues, usage, pending)
 
     async def requests(self, http: web.Request) -> web.Response:
-        """Requests, filtered by state, queue, namespace and name, oldest first."""
+        """Requests, filtered by state, queue, namespace and name, oldest first or as `sort` says."""
         wanted = {key: http.query[key] for key in FILTERS if key in http.query}
         if unknown := set(wanted.get("state", STATES[0]).split(",")) - set(STATES):
             named = ", ".join(sorted(unknown))
             return problem(400, "request.malformed", f"there is no state {named!r}; states are {', '.join(STATES)}")
-        rows = [row for row in self.desk.book.rows.values() if _matches(row, wanted)]
-        rows.sort(key=lambda row: (row.arrival_us, row.id))
-        by_key = {f"{row.arrival_us:020}/{row.id}": row for row in rows}
-        return _page(http, list(by_key), lambda key: self.request_view(by_key[key]))
+        sort = http.query.get("sort", "arrival")
+        if sort not in SORTS:
+            return problem(400, "request.malformed", f"requests are not sorted by {sort!r}; try {', '.join(SORTS)}")
+        rows = {f"{sort} {SORTS[sort](row)}": row for row in self.desk.book.rows.values() if _matches(row, wanted)}
+        place = self._places()
+        return _page(
+            http, sorted(rows), lambda key: self.request_view(rows[key]) | {"position": place(rows[key])}, sort
+        )
+
+    def _places(self) -> Callable[[Row], int | None]:
+        """Return what says where a request stands in its queue; every line is sorted once, when it is asked for."""
+        lines: dict[str, dict[str, int]] = {}
+        own: dict[str, list[Row]] = {}
+
+        def place(row: Row) -> int | None:
+            if row.state not in WAITING:
+                return None
+            if not own:
+                for one in self.desk.book.rows.values():
+                    own.setdefault(one.queue, []).append(one)
+            if row.queue not in lines:
+                line = line_of(own[row.queue], row.queue)
+                lines[row.queue] = {one.id: at for at, one in enumerate(line, start=1)}
+            return lines[row.queue][row.id]
+
+        return place
 
     async def request(self, http: web.Request) -> web.Response:
         """One Request by id."""
@@ -112,6 +144,7 @@ class Views:
         pod = self.desk.registry.pods.get(row.id)
         refusal = pod.request.refusal if pod else None
         view = self.request_view(row) | {
+            "position": positions(self.desk, row)["position"],
             "text": refusal.text if refusal else "",
             "allocation": orjson.loads(row.allocation) if row.allocation else None,
             "created": row.created_us,
@@ -190,7 +223,7 @@ class Views:
             "namespace": row.namespace,
             "queue": row.queue,
             "state": SHOWN.get(row.state, row.state).value,
-            "reason": row.reason,
+            "reason": waiting_word(self.desk, row) or row.reason,
             "node": row.node or None,
             "workload": row.workload,
             "links": {
@@ -213,13 +246,15 @@ def _matches(row: Row, wanted: dict[str, str]) -> bool:
     return all(shown[key] in value.split(",") for key, value in wanted.items())
 
 
-def _page(http: web.Request, keys: list[str], view: Callable[[str], dict[str, Any]]) -> web.Response:
+def _page(http: web.Request, keys: list[str], view: Callable[[str], dict[str, Any]], sort: str = "") -> web.Response:
     """Return one page of sorted keys; the cursor is the last key seen, so changes between pages lose nothing."""
     try:
         limit = int(http.query.get("limit", "100"))
         after = base64.b64decode(http.query.get("cursor", ""), b"-_", validate=True).decode()
     except (ValueError, binascii.Error):
         return problem(400, "request.malformed", "limit is a whole number and cursor a value of `next`")
+    if sort and after and not after.startswith(f"{sort} "):
+        return problem(400, "request.malformed", "the cursor is of a list that was sorted otherwise; begin anew")
     if not 1 <= limit <= PAGE_MAX:
         return problem(400, "request.malformed", f"limit must be 1 to {PAGE_MAX}")
     rest = [key for key in keys if key > after]

@@ -6,6 +6,8 @@ import gzip
 import io
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import orjson
@@ -18,11 +20,16 @@ from scheduler.desk import Desk
 from scheduler.intake.extender import BindArgs
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
+from scheduler.ledger.ledger import advance
+from scheduler.ledger.taking import newborn
 from scheduler.metrics import Metrics
+from scheduler.model.reservation import Event
 from scheduler.web.extender import NAMES_MAX, Extender
 from scheduler.web.routes import api_app, extender_app, metrics_app
 from scheduler.web.views import Views
 from tests.objects import raw_node, raw_pod
+
+ROWS = (("d", "vision", 5), ("b", "default", 9), ("a", "vision", 0), ("c", "default", 0))
 
 
 class Faces:
@@ -178,6 +185,48 @@ async def test_views_page_through_everything_once() -> None:
         assert {node["name"]: node["gpus"]["free"] for node in nodes} == {"a": 1, "b": 8}
 
 
+async def test_waiting_requests_say_why_and_where_in_line_in_every_order() -> None:
+    faces = Faces()
+    for number, (name, queue, priority) in enumerate(ROWS):
+        pod = read_pod(raw_pod(name, 9, created=f"2026-01-01T00:00:{9 - number:02}Z"))
+        pod = replace(pod, request=replace(pod.request, queue=queue, priority=priority))
+        faces.desk.registry.put_pod(pod)
+        born = newborn(pod.request, fence=0, now_us=faces.clock.wall_us())
+        faces.desk.book.apply((advance(None, Event.SUBMIT, now_us=1, fence=0, born=born),))
+    faces.desk.claim(read_pod(raw_pod("bound", 1, created="2026-01-01T00:00:30Z")), "a")
+    faces.desk.order.words["uid-d"] = "WaitingForQuota"
+    async with serving(api_app(faces.views)) as client:
+
+        async def listed(**query: str) -> list[dict[str, Any]]:
+            seen, cursor = [], ""
+            while cursor is not None:
+                answer = await client.get("/api/v1/requests", params={"limit": "2", "cursor": cursor, **query})
+                page = await answer.json()
+                seen += page["items"]
+                cursor = page["next"]
+            return seen
+
+        def names(found: list[dict[str, Any]]) -> str:
+            return " ".join(one["name"] for one in found)
+
+        assert names(await listed()) == names(await listed(sort="arrival")) == "c a b d bound"
+        assert names(await listed(sort="-arrival")) == "bound d b a c"
+        assert names(await listed(sort="name")) == "a b bound c d"
+        assert names(await listed(sort="state")) == "c a b d bound"
+        assert names(await listed(queue="vision", state="QUEUED")) == "a d"
+        assert names(await listed(namespace="elsewhere")) == ""
+        found = {one["name"]: (one["position"], one["reason"]) for one in await listed()}
+        one = await (await client.get("/api/v1/requests/uid-b")).json()
+    assert found == {
+        "a": (2, "PendingEvaluation"),
+        "b": (1, "PendingEvaluation"),
+        "c": (2, "PendingEvaluation"),
+        "d": (1, "WaitingForQuota"),
+        "bound": (None, ""),
+    }
+    assert one["position"] == 1
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
@@ -185,6 +234,10 @@ async def test_views_page_through_everything_once() -> None:
         ("/api/v1/requests/none/explanation", 404, "request.not_found"),
         ("/api/v1/requests?limit=0", 400, "request.malformed"),
         ("/api/v1/requests?cursor=%25", 400, "request.malformed"),
+        ("/api/v1/requests?limit=many", 400, "request.malformed"),
+        ("/api/v1/requests?state=queued", 400, "request.malformed"),
+        ("/api/v1/requests?sort=size", 400, "request.malformed"),
+        ("/api/v1/requests?sort=name&cursor=YXJyaXZhbCAwMA==", 400, "request.malformed"),
         ("/api/v1/nowhere", 404, "http.404"),
     ],
 )
