@@ -128,6 +128,11 @@ def _profile(resource: str, keys: Iterable[str]) -> str:
     return known.get(written, written)
 
 
+def alive(pod: Json) -> Json:
+    """Return the pod as it was before it ended: one that has ended asks for nothing."""
+    return {**pod, "status": {**(pod.get("status") or {}), "phase": "Running"}}
+
+
 def queue_of(pod: Json) -> str:
     """Return the name of a pod's queue."""
     return labels(pod).get(QUEUE, "default")
@@ -161,7 +166,7 @@ class Rule:
         """Return the nodes that a pod could use, were they empty."""
         uid = pod["metadata"]["uid"]
         if uid not in self._could:
-            needs, ask = demand(pod), device_ask(pod)
+            needs, ask = demand(alive(pod)), device_ask(pod)
             self._could[uid] = frozenset(
                 name
                 for name, room in self._empty.rooms.items()
@@ -251,8 +256,7 @@ def _needs(line: Json, pod: Json | None, nodes: Mapping[str, Json], keys: Iterab
     allocation = told if isinstance(told, dict) else read_allocation(str(told)) or {}
     node = nodes.get(str(line.get("node")))
     if pod is not None:
-        living = {**pod, "status": {**(pod.get("status") or {}), "phase": "Running"}}
-        return charge(living, node, keys, allocation)
+        return charge(alive(pod), node, keys, allocation)
     found = Counter({"cpu": int(line.get("cpu_milli", 0)), "memory": int(line.get("memory_mib", 0))})
     product = labels(node).get(GPU + ".product", "") if node else ""
     for grant in distinct(allocation):

@@ -80,6 +80,8 @@ def test_who_passes_somebody_on_a_node_that_he_could_use_is_found() -> None:
     assert not misordered([*waits, line("reserve", "second", "t4", at=9)], pods, rule)
     assert not misordered([*waits, line("reserve", "second", at=1)], pods, rule)
     assert not misordered([*waits, line("reserve", "first", at=8), line("reserve", "second", at=9)], pods, rule)
+    first["status"] = {"phase": "Succeeded"}  # it ended long ago, and asked for four GPUs all the same
+    assert not misordered([*waits, line("reserve", "second", "t4", at=9)], pods, Rule(rule.nodes))
     second["metadata"]["labels"]["tessera.dev/queue"] = "right"
     assert not misordered([*waits, line("reserve", "second", at=9)], pods, rule)
 
