@@ -23,6 +23,7 @@ from scheduler.kube.reflector import Reflector
 from scheduler.ledger.ledger import Book
 from scheduler.loops import Audit, NodeSink, PodSink, Reconcile, follow, forever
 from scheduler.metrics import Metrics
+from scheduler.notices import Notices
 from scheduler.queues import QueueFeed
 from scheduler.settling import Settler, Writer
 from scheduler.store.store import Store
@@ -81,7 +82,9 @@ class App:
         self.crew.spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
         self.crew.spawn(forever("turn", self.turner.step, self.clock, 0.5, self.turner.bell))
         self.crew.spawn(forever("release", self.turner.releaser.step, self.clock, 0.5, self.turner.releaser.bell))
+        notices = Notices(self.desk, self.cluster, self.clock, self.metrics.noticed)
         self.crew.spawn(forever("audit", self.audit.step, self.clock, 1.0))
+        self.crew.spawn(forever("notices", notices.step, self.clock, 1.0))
         self.recovered = True
 
     async def stop(self) -> None:

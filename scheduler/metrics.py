@@ -20,6 +20,7 @@ from scheduler.model.reservation import Change, Event, State
 from scheduler.settling import Writer
 
 BUCKETS = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.8, 1.5)
+NOTICED = ("sent", "dropped", "failed")
 VERBS = ("filter", "prioritize", "bind")
 OUTCOMES = {
     Event.POST: "bound",
@@ -58,6 +59,13 @@ class Metrics:
         self._outcomes = Counter(
             "tessera_allocations", "Allocations begun, ended and prevented.", ["outcome"], registry=self.registry
         )
+        events = Counter(
+            "tessera_pod_events",
+            "Events about waiting pods, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._events = {outcome: events.labels(outcome) for outcome in NOTICED}
         self._reasons: dict[str, Counter] = {}
         self._timers = {verb: self._seconds.labels(verb) for verb in VERBS}
         self.version = version
@@ -82,6 +90,10 @@ class Metrics:
         if known is None:
             known = self._reasons[reason] = self._rejections.labels(reason)
         known.inc()
+
+    def noticed(self, outcome: str) -> None:
+        """Count one Event about a waiting pod: sent, dropped or failed."""
+        self._events[outcome].inc()
 
     def counting(self, writer: Writer) -> Writer:
         """Return the ledger's writer with a counter of what it committed."""

@@ -257,6 +257,7 @@ async def test_names_and_labels_are_those_promised(scene: Scene) -> None:
         "tessera_queue_depth": {"queue", "class"},
         "tessera_queue_oldest_seconds": {"queue"},
         "tessera_allocations": {"outcome"},
+        "tessera_pod_events": {"outcome"},
         "tessera_drift_devices": set(),
         "tessera_poison_objects": {"kind"},
         "tessera_requests": {"state"},

@@ -114,3 +114,23 @@ async def test_a_gang_member_that_is_not_ready_is_not_counted_as_ready() -> None
         await place.world.cluster.create("pods", "default", second)
         await place.wait(3)
         assert why(place, first)["reasons"][0]["text"].endswith("2 of 2 are there, 1 of them ready.")
+
+
+async def test_describe_tells_why_a_held_pod_waits() -> None:
+    async with town("a") as place:
+        limit(place, Queue("small", nominal={"gpu": 1}, namespaces=ALL))
+        await held(place, "uses", queue="small")
+        await place.until(lambda: "uses" in place.bound(), 5)
+        pod = await held(place, "waits", queue="small")
+        await held(place, "gates", schedulingGates=[*HELD, {"name": "example.com/other"}])
+        await place.wait(30)
+        told = {one["regarding"]["name"]: one for one in place.world.cluster.snapshot("events")}
+        assert {name: one["reason"] for name, one in told.items()} == {
+            "waits": "WaitingForQuota",
+            "gates": "WaitingForGate",
+        }
+        assert told["waits"]["regarding"]["uid"] == pod["metadata"]["uid"]
+        await place.delete("uses")
+        await place.until(lambda: "waits" in place.bound(), 5)
+        await place.wait(30)
+        assert len(place.world.cluster.snapshot("events")) == 2
