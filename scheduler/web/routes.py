@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 
 from .extender import BODY_MAX, Extender, Reply
+from .openapi import READS, described
 from .patience import body_of, patience
 from .problems import problems, refuse_encodings
 from .views import Views
@@ -26,15 +28,11 @@ def extender_app(extender: Extender, views: Views) -> web.Application:
 
 
 def api_app(views: Views) -> web.Application:
-    """Serve people and their tools; read-only."""
+    """Serve people and their tools; read-only: what `openapi.READS` describes."""
     app = web.Application(client_max_size=API_BODY_MAX, middlewares=[patience, problems, refuse_encodings])
-    app.router.add_get("/api/v1/nodes", views.nodes)
-    app.router.add_get("/api/v1/gpus", views.gpus)
-    app.router.add_get("/api/v1/queues", views.queues)
-    app.router.add_get("/api/v1/queues/{name}", views.queue)
-    app.router.add_get("/api/v1/requests", views.requests)
-    app.router.add_get("/api/v1/requests/{id}", views.request)
-    app.router.add_get("/api/v1/requests/{id}/explanation", views.explanation)
+    for path, read in READS.items():
+        app.router.add_get(path, partial(read.answer, views))
+    app.router.add_get("/api/v1/openapi.json", described)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
     return app
