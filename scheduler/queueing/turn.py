@@ -24,7 +24,7 @@ from policies.columns import BoolArray
 from policies.ordering import MICRO, QueueRank, RequestRank, queue_rank, share_milli
 from scheduler.ledger.quota import Quota, Usage, entitled, exceeding, lacking, would_borrow
 
-HEADS_MAX = 64
+HEADS_MAX = 512
 """Kinds of units that may be refused in one queue and turn; after that the queue is set aside."""
 
 Amounts = Mapping[str, int]
