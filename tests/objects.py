@@ -41,6 +41,7 @@ def raw_pod(
     version: str = "10",
     annotations: dict[str, str] | None = None,
     created: str = "2026-01-01T00:00:00Z",
+    owners: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return a pod that asks for whole GPUs; `gpus` 0 is CPU-only."""
     amounts = {"cpu": cpu, "memory": "8Gi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
@@ -60,6 +61,7 @@ def raw_pod(
             "resourceVersion": version,
             "creationTimestamp": created,
             "annotations": annotations or {},
+            **({"ownerReferences": owners} if owners else {}),
         },
         "spec": spec,
         "status": {"phase": phase},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from scheduler import ALLOCATION, SCHEDULER_NAME, TOUCH
 from scheduler.model.pod import AMOUNT_MAX, Amounts, DeviceAsk, Pod, Request, Selection
@@ -65,6 +66,7 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
         tokens=() if terminal else tokens,
         allocation=read_allocation(notes[ALLOCATION]) if ALLOCATION in notes else None,
         warnings=misspelt(labels, notes),
+        owner=reader.take(partial(_owner, part="kind"), meta, ""),
     )
 
 
@@ -125,13 +127,13 @@ def _priority(value: object) -> int:
     return integer(value, "spec.priority", -_PRIORITY_MAX - 1, _PRIORITY_MAX)
 
 
-def _owner(meta: Mapping[str, object]) -> str:
-    """Return the uid of the controller among the owners, or nothing."""
+def _owner(meta: Mapping[str, object], part: str = "uid") -> str:
+    """Return the uid, or another part, of the controller among the owners, or nothing."""
     where = "metadata.ownerReferences"
     for item in sequence(meta.get("ownerReferences"), where):
         owner = mapping(item, f"{where}[]")
         if owner.get("controller") is True:
-            return name(owner.get("uid"), f"{where}[].uid")
+            return name(owner.get(part), f"{where}[].{part}")
     return ""
 
 

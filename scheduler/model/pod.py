@@ -154,6 +154,7 @@ class Pod:
     tokens: tuple[tuple[str, int], ...] = ()  # device resources asked, sorted, as the node must book them
     allocation: Allocation | None = None  # as written by the Binding; None where absent or unreadable
     warnings: tuple[str, ...] = ()  # labels and annotations with our prefix that have no effect, a sentence each
+    owner: str = ""  # kind of its controller, such as Job or ReplicaSet
 
     @property
     def uid(self) -> str:

@@ -45,6 +45,14 @@ FIRST = (
 )
 """Reasons in the order in which they must go; those of capacity come last."""
 
+DEADLINES = {
+    "Job": "The pod belongs to a Job: if that sets activeDeadlineSeconds, the time that the pod waits counts, and the"
+    " Job fails when it is over. A pod does not show it. (activeDeadlineSeconds of a pod itself begins on its node.)",
+    "ReplicaSet": "The pod belongs to a ReplicaSet: if that is a Deployment's, its progressDeadlineSeconds (600 unless"
+    " set) goes on while the pod waits; then the rollout is reported as failed, and nothing is stopped.",
+}
+"""What may run out while a pod waits, by the kind of its controller; a pod tells no more than that."""
+
 RANKED = frozenset(word for tier in FIRST for word in tier)
 
 SENTENCES: dict[str, tuple[str, str]] = {
@@ -75,10 +83,16 @@ def explanation(desk: Desk, row: Row) -> dict[str, Any]:
         "class": kind,
         "reasons": found["reasons"],
         **places,
-        "warnings": list(pod.warnings) if pod is not None else [],
+        "warnings": _warnings(row, pod) if pod is not None else [],
         "funnel": found["funnel"],
         "changes": _changes(desk, row, pod) if judged and pod is not None else [],
     }
+
+
+def _warnings(row: Row, pod: Pod) -> list[str]:
+    """Return what has no effect in a pod, and while it waits which time of its controller may run out."""
+    waits = row.state in WAITING or row.state in RESERVED
+    return [*pod.warnings, *([DEADLINES[pod.owner]] if waits and pod.owner in DEADLINES else [])]
 
 
 def positions(desk: Desk, row: Row) -> dict[str, int | None]:

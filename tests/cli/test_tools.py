@@ -174,6 +174,22 @@ async def test_why_warns_of_a_misspelt_annotation_and_refuses_nothing(stage: Sta
     assert found["state"] == "QUEUED"
 
 
+@pytest.mark.parametrize(
+    ("kind", "word"), [("Job", "activeDeadlineSeconds"), ("ReplicaSet", "progressDeadlineSeconds"), ("StatefulSet", "")]
+)
+async def test_why_warns_of_deadlines_that_a_pod_does_not_show_while_it_waits(
+    stage: Stage, capsys: Capture, kind: str, word: str
+) -> None:
+    owners = [{"kind": "Node", "uid": "x"}, {"kind": kind, "uid": "y", "controller": True}]
+    stage.pod("waits", 9, owners=owners)
+    stage.bound("runs", "exact-1", owners=owners)
+    async with stage.serving():
+        waits = (await tessera(capsys, "why", "waits", "--api", stage.url, "--json")).json["warnings"]
+        runs = (await tessera(capsys, "why", "runs", "--api", stage.url, "--json")).json["warnings"]
+    assert (len(waits), runs) == (bool(word), [])
+    assert all(word in sentence for sentence in waits)
+
+
 async def test_why_sends_sick_hardware_to_the_administrator(stage: Stage, capsys: Capture) -> None:
     for slot in range(8):
         stage.sick("exact-1", slot)
