@@ -105,8 +105,8 @@ class Views:
 
     async def requests(self, http: web.Request) -> web.Response:
         """Requests, filtered by state, queue, namespace and name, oldest first or as `sort` says."""
-        wanted = {key: http.query[key] for key in FILTERS if key in http.query}
-        if unknown := set(wanted.get("state", STATES[0]).split(",")) - set(STATES):
+        wanted = {key: set(http.query[key].split(",")) for key in FILTERS if key in http.query}
+        if unknown := wanted.get("state", set()) - set(STATES):
             named = ", ".join(sorted(unknown))
             return problem(400, "request.malformed", f"there is no state {named!r}; states are {', '.join(STATES)}")
         sort = http.query.get("sort", "arrival")
@@ -240,10 +240,13 @@ def _part(uid: str, part: Part) -> dict[str, Any]:
     return {"request": uid, "milli": part.milli, "mib": part.mib}
 
 
-def _matches(row: Row, wanted: dict[str, str]) -> bool:
-    state = SHOWN.get(row.state, row.state).value
-    shown = {"state": state, "queue": row.queue, "namespace": row.namespace, "name": row.name}
-    return all(shown[key] in value.split(",") for key, value in wanted.items())
+def _matches(row: Row, wanted: dict[str, set[str]]) -> bool:
+    """Say whether a row has one of the wanted values under every key."""
+    for key, values in wanted.items():
+        shown = SHOWN.get(row.state, row.state).value if key == "state" else getattr(row, key)
+        if shown not in values:
+            return False
+    return True
 
 
 def _page(http: web.Request, keys: list[str], view: Callable[[str], dict[str, Any]], sort: str = "") -> web.Response:
