@@ -104,6 +104,16 @@ async def test_what_does_not_wait_any_more_is_not_told() -> None:
     assert not scene.notices._due
 
 
+async def test_nothing_is_remembered_of_pods_that_wait_no_longer() -> None:
+    scene = Scene(20)
+    await scene.run(10)
+    assert len(scene.notices._told) == 20
+    scene.stage.desk.order.words.clear()
+    await scene.run(61)
+    assert not scene.notices._told
+    assert not scene.notices._sent
+
+
 async def test_capacity_is_told_in_the_words_of_the_masks() -> None:
     scene = Scene(0)
     scene.stage.pod("wish", 1, annotations={"tessera.dev/gpu-model": "A100"})

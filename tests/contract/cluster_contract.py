@@ -6,6 +6,7 @@ resourceVersions have aged (it may skip the test where that cannot be brought ab
 """
 
 from tests.contract.cases_binding import *  # noqa: F403
+from tests.contract.cases_notices import *  # noqa: F403
 from tests.contract.cases_objects import *  # noqa: F403
 from tests.contract.cases_queues import *  # noqa: F403
 from tests.contract.cases_reading import *  # noqa: F403
