@@ -2,9 +2,10 @@
 # More arguments: make demo ARGS="--headless --json", make test ARGS="-k lifecycle"
 ARGS ?=
 SEEDS ?= 30
+STEPS ?= 100000
 PYTHON := .venv/bin/python
 
-.PHONY: help env demo test check e2e bench bench-check soak
+.PHONY: help env demo test check e2e bench bench-check soak simulate
 
 help:
 	@echo 'make demo   a 64-node cluster fills before your eyes (no cluster, no GPU)'
@@ -14,6 +15,7 @@ help:
 	@echo 'make bench  1,000 pods on 200 nodes of a real control plane, Tessera killed ten times'
 	@echo 'make bench-check   the quick benches against bench/budgets.toml (all: ARGS=--all)'
 	@echo 'make soak   30 small clusters in memory with every kind of ask, each audited (SEEDS=1000 for more)'
+	@echo 'make simulate   the whole program in virtual time under faults and kills, judged at every step (STEPS=1000000 for more)'
 	@echo 'make env    only the environment, in .venv'
 
 env: .venv/.made
@@ -41,3 +43,6 @@ bench-check: env
 
 soak: env
 	@$(PYTHON) -m bench soak --seeds $(SEEDS) --json $(ARGS)
+
+simulate: env
+	@$(PYTHON) -m tests.simulation.simulate --steps $(STEPS) $(ARGS)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+import numpy as np
 import structlog
 
 from policies.columns import BoolArray
@@ -241,12 +242,10 @@ class Turner:
         )
 
     def could(self, unit: Unit) -> BoolArray:
-        """Return ``[N]`` the nodes that any member could use, were they empty."""
+        """Return ``[N]`` the nodes that any member could use, were they empty; none where a member could use none."""
         pods = self.desk.registry.pods
-        found = self.desk.could(pods[unit.members[0]])
-        for uid in unit.members[1:]:
-            found = found | self.desk.could(pods[uid])
-        return found
+        each = [self.desk.could(pods[uid]) for uid in unit.members]
+        return next((one for one in each if not one.any()), np.logical_or.reduce(each))
 
     def place(self, unit: Unit, barrier: Barrier | None) -> Amounts | None:
         """Reserve for all members, in memory, or for none."""

@@ -178,6 +178,17 @@ async def test_a_gang_starts_together_or_not_at_all() -> None:
         await place.check()
 
 
+async def test_a_gang_with_a_member_that_fits_nowhere_stands_in_nobodys_way() -> None:
+    async with town("a") as place:
+        await held(place, "member-0", gpus=1, gang=("ring", 2))
+        await held(place, "member-1", gpus=9, gang=("ring", 2))
+        await place.wait(2)
+        await held(place, "behind", gpus=1)
+        await place.until(lambda: "behind" in place.bound(), 5)
+        await place.wait(3)
+        await place.check()
+
+
 async def test_a_gang_that_lost_a_member_takes_its_replacement() -> None:
     async with town("a") as place:
         for number in range(2):

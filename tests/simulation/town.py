@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -22,8 +22,9 @@ from scheduler.embedded.injected import Faults
 from scheduler.embedded.witness import Witness
 from scheduler.embedded.world import World
 from scheduler.ids import seeded_ids
-from scheduler.kube.port import Kind, Object, PatchBody, PatchType
+from scheduler.kube.port import Kind, Object, PatchBody, PatchType, WatchEvent
 from scheduler.model.reservation import Row, State
+from scheduler.settling import Writer
 from scheduler.store.store import Store
 from scheduler.store.writer import InlineWriter
 
@@ -41,15 +42,24 @@ class Line:
     Attributes:
         late_s: verb -> how much later its next requests leave, one number each.
         sent: (verb, name) of every write.
+        repeats: says of a watch event whether it comes a second time.
     """
 
     cluster: EmbeddedCluster
     clock: LoopClock
     late_s: dict[str, list[float]] = field(default_factory=dict)
     sent: list[tuple[str, str]] = field(default_factory=list)
+    repeats: Callable[[], bool] = bool
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cluster, name)
+
+    async def watch(self, kind: Kind, resource_version: str, *, timeout_s: float) -> AsyncIterator[WatchEvent]:
+        async with aclosing(self.cluster.watch(kind, resource_version, timeout_s=timeout_s)) as events:
+            async for event in events:
+                yield event
+                if self.repeats():
+                    yield event
 
     async def bind(self, namespace: str, name: str, body: Object) -> None:
         await self._send("bind", name, lambda: self.cluster.bind(namespace, name, body))
@@ -95,6 +105,8 @@ class Town:
     witness: Witness
     app: App | None = None
     seed: int = 1
+    settings: Settings = field(default_factory=Settings)
+    writer: Callable[[Store], Writer] = InlineWriter
     _hooks: list[Callable[[], None]] = field(default_factory=list)
 
     # Tessera
@@ -107,8 +119,8 @@ class Town:
     async def start(self) -> None:
         """Start a Tessera on the same ledger, as a new process would."""
         self.store.raise_fence()
-        writer = InlineWriter(self.store)
-        self.app = App(Settings(), self.clock, self.line, self.store, writer, Random(self.seed))
+        writer = self.writer(self.store)
+        self.app = App(self.settings, self.clock, self.line, self.store, writer, Random(self.seed))
         await self.app.start()
         self.world.extender = Switch(self.app)
 
@@ -243,8 +255,10 @@ class Switch:
 
 
 @asynccontextmanager
-async def town(*nodes: str, seed: int = 1, started: bool = True, **more: Any) -> AsyncIterator[Town]:
-    """Open a town with exact nodes of 8 GPUs."""
+async def town(
+    *nodes: str, seed: int = 1, started: bool = True, before: Callable[[Town], None] | None = None, **more: Any
+) -> AsyncIterator[Town]:
+    """Open a town with exact nodes of 8 GPUs; `before` sees it before anything runs."""
     clock = LoopClock(asyncio.get_running_loop())
     world = World(clock, seeded_ids(Random(seed)), Random(seed))
     world.cluster.faults = Faults(Random(seed))
@@ -252,6 +266,8 @@ async def town(*nodes: str, seed: int = 1, started: bool = True, **more: Any) ->
     place = Town(clock, world, Line(world.cluster, clock), store, Witness(world.cluster, clock), seed=seed)
     for name in nodes:
         await place.node(name, **more)
+    if before is not None:
+        before(place)
     watching = asyncio.ensure_future(place.witness.run())
     try:
         async with world.running():
