@@ -7,6 +7,7 @@ repeated exactly and an hour takes a second.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import time
 from collections.abc import Callable
@@ -115,5 +116,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumper)
 
     def time(self) -> float:
-        """Seconds since the loop was made."""
+        """Seconds since the loop was made.
+
+        asyncio runs a timer early by the clock's resolution; where time stands still meanwhile, whoever sets it again
+        for the same instant would do so for ever. So nothing is run early.
+        """
+        self._clock_resolution = math.ulp(self._jumper.now)
         return self._jumper.now
