@@ -450,10 +450,11 @@ class Episode:
 
 def _planned(seed: int, rng: Random) -> Plan:
     nodes, pods = rng.randint(2, 5), rng.randint(12, 40)
-    try:
-        return plan(nodes=nodes, pods=pods, seed=seed)
-    except UnreachableError as error:
-        return plan(nodes=nodes, pods=int(str(error).split()[-1]), seed=seed)
+    while True:
+        try:
+            return plan(nodes=nodes, pods=pods, seed=seed)
+        except UnreachableError as error:
+            pods = max(pods + 1, int(str(error).split()[-1]))
 
 
 def play(seed: int, leave: frozenset[str] = frozenset()) -> Report:
