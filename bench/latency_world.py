@@ -19,7 +19,6 @@ Rng = np.random.Generator
 
 GPU = "nvidia.com/gpu"
 GPUS = 8
-NAME_LENGTH = 45
 PRODUCTS = {
     "NVIDIA-H100-80GB-HBM3": ("h100", 81559),
     "NVIDIA-A100-SXM4-80GB": ("a100", 81920),

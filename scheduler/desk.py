@@ -42,7 +42,6 @@ from scheduler.queueing.charging import Charging
 from scheduler.queueing.order import Order
 from scheduler.queueing.turn import Amounts, Barrier
 
-MIB = 1 << 20
 REFUSALS_MAX = 100_000
 OFFERED_MAX = 1024  # rows kept with an intent: 8 kB; kube-scheduler's default sampling offers fewer
 
@@ -200,8 +199,7 @@ class Desk:
             self.book.apply((bound,))
             return (bound,)
         intent = self.intents.get(pod.uid)
-        intended = intent is not None and intent.node == name
-        offered = intent.offered if intent is not None and intended else None
+        offered = intent.offered if intent is not None and intent.node == name else None
         aside = self._set_aside(pod.uid)
         if reserved is not None:
             self.let_go(pod.uid)

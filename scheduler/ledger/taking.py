@@ -10,10 +10,9 @@ from scheduler.model.allocation import Allocation
 from scheduler.model.pod import Request
 from scheduler.model.reservation import Change, Credit, Event, Row, State
 
+from .charges import MIB
 from .ledger import advance
 from .lifecycle import TERMINAL
-
-MIB = 1 << 20
 
 
 def newborn(request: Request, *, fence: int, now_us: int) -> Row:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from policies.columns import BoolArray, Kind
 from scheduler.inventory.asks import shape
 from scheduler.inventory.registry import Registry
-from scheduler.ledger.charges import charge_of
+from scheduler.ledger.charges import MIB, charge_of
 from scheduler.ledger.lifecycle import HOLDING
 from scheduler.ledger.queues import Queues
 from scheduler.ledger.quota import Quota, Usage, charge, lacking, refund
@@ -26,7 +26,6 @@ from scheduler.model.reservation import Row
 
 from .turn import Amounts, owing
 
-MIB = 1 << 20
 BOUNDS_MAX = 4096
 
 
