@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from scheduler import faults
 from scheduler.decision.catalog import DEFAULT_MASKS, DEFAULT_TIERS, Policies, read_policies
 from scheduler.errors import ConfigError
 
@@ -37,8 +38,8 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400
 
 HTTP_TIMEOUT_S = 2.0
 """How long kube-scheduler waits for an answer (`httpTimeout` in deploy/), whatever it asks."""
-ELSEWHERE = frozenset({"TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN"})
-"""Variables that are no configuration: the state folder, and what benches and tests read."""
+ELSEWHERE = frozenset({"TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN", faults.VARIABLE})
+"""Variables that are no configuration: the state folder, and what benches and tests read or set."""
 _SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """What a kubelet sets in every pod beside a Service whose name begins with `tessera`, such as TESSERA_SERVICE_HOST."""
 

@@ -105,7 +105,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(name: str, near: s
 @pytest.mark.parametrize(
     "name",
     [
-        *("TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN", "PATH"),
+        *("TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN", "TESSERA_FAULT", "PATH"),
         *("TESSERA_SERVICE_HOST", "TESSERA_SERVICE_PORT", "TESSERA_SERVICE_PORT_HTTPS", "TESSERA_PORT"),
         *("TESSERA_METRICS_PORT_9090_TCP", "TESSERA_PORT_443_TCP_ADDR", "TESSERA_PORT_53_UDP_PROTO"),
     ],

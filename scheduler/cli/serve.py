@@ -23,7 +23,7 @@ import typer
 from aiohttp import web
 
 from scheduler import config as configuration
-from scheduler import logs
+from scheduler import faults, logs
 from scheduler.app import App
 from scheduler.clock import Clock, RealClock
 from scheduler.embedded.world import World
@@ -112,6 +112,9 @@ async def _serve(options: Options) -> None:
     logs.configure(settings.log.level, settings.log.format)
     for name in settings.without_effect():
         log.warning("config.no_effect_yet", key=name)
+    if written := os.environ.get(faults.VARIABLE):
+        faults.install(faults.deadly(written))
+        log.warning("fault.armed", dies=written)
     given = queues_of(options.queues)
     tls = RotatingContext.of(files) if (files := options.tls()) else None
     clock = RealClock()
