@@ -94,6 +94,8 @@ class Audit:
         self._nodes = {node["metadata"]["name"]: node for node in dump.nodes}
         self._mine = {pod["metadata"]["uid"]: pod for pod in dump.pods if ours(pod)}
         self._allocations = parsed(dump.pods)
+        direct = dump.run.get("way") == "direct"  # there, the turn that wakes a refused pod writes the condition too
+        self._held = {uid: pod for uid, pod in self._mine.items() if was_held(pod) and not direct}
         self._replay: Replay = replay(dump.journal, self._nodes, self._mine)
         self._rule = Rule(self._nodes, dump.tree)
         self._oracle: Oracle = observe(dump.nodes, dump.pods, self._allocations)
@@ -224,13 +226,13 @@ class Audit:
         dump = self._dump
         for sentence in violations(dump.journal, self._mine, self._nodes, dump.tree):
             self._found("quota_violations", sentence, sentence)
-        for sentence in misordered(dump.journal, self._mine, self._rule):
+        for sentence in misordered(dump.journal, self._held, self._rule):
             self._found("misordered", sentence, sentence)
 
     def _on_nominated(self) -> float | None:
         """Return the part of the held pods that were bound where they had been nominated; None = there were none."""
         chosen = {line["request"]: line["node"] for line in self._dump.journal if line.get("event") == "reserve"}
-        held = [uid for uid, pod in self._mine.items() if bound_to(pod) and was_held(pod)]
+        held = [uid for uid, pod in self._held.items() if bound_to(pod)]
         same = [uid for uid in held if bound_to(self._mine[uid]) == chosen.get(uid)]
         return round(len(same) / len(held), 4) if held else None
 

@@ -146,7 +146,8 @@ class _Run:
         settings = self.settings
         self.life = Life(self.api, self.planned.endings)
         self.rng = np.random.default_rng([settings.seed, 1])
-        self.facts = {"seed": settings.seed, "nodes": settings.nodes, "pods": settings.pods, "kills": 0}
+        way = "queue" if settings.held else "direct"
+        self.facts = {"seed": settings.seed, "way": way, "nodes": settings.nodes, "pods": settings.pods, "kills": 0}
 
     async def everything(self) -> None:
         await self._begin()

@@ -274,15 +274,20 @@ def _needs(line: Json, pod: Json | None, nodes: Mapping[str, Json], keys: Iterab
 def misordered(lines: Iterable[Json], pods: Mapping[str, Json], rule: Rule) -> list[str]:
     """Return each reservation that passed somebody who was before it, waited, and could have used that node.
 
-    Held pods only: of one without the gate the journal does not tell when kube-scheduler gave it back. Who began to
-    wait, or to back off, less than two seconds ago is passed over: the turn may have lined up before.
+    Who began to wait, or to back off, less than two seconds ago is passed over: the turn may have lined up before.
+
+    Args:
+        lines: the journal.
+        pods: by uid; held pods alone: of one without the gate the journal does not tell when kube-scheduler gave it
+            back, nor whether it has asked again since Tessera was away.
+        rule: who may pass whom.
     """
     waits: dict[str, int] = {}
     found: list[str] = []
     for line in lines:
         uid, at = str(line.get("request")), int(line.get("at", 0))
         pod = pods.get(uid)
-        if line.get("event") == "reserve" and pod is not None and was_held(pod):
+        if line.get("event") == "reserve" and pod is not None:
             for other, since in waits.items():
                 first = pods[other]
                 if at - since < LATE_US or queue_of(first) != queue_of(pod) or rank(first) >= rank(pod):
@@ -290,7 +295,7 @@ def misordered(lines: Iterable[Json], pods: Mapping[str, Json], rule: Rule) -> l
                 if line.get("node") in rule.could(first) and not rule.never(first):
                     names = f"{pod['metadata']['name']} passed {first['metadata']['name']}"
                     found.append(f"line {line.get('seq')}: {names} to {line.get('node')}")
-        if line.get("to") == "QUEUED" and pod is not None and was_held(pod):
+        if line.get("to") == "QUEUED" and pod is not None:
             waits[uid] = at + (BACK_OFF_US if line.get("event") == "void" else 0)
         else:
             waits.pop(uid, None)

@@ -84,14 +84,22 @@ class Fake:
     run: Json = field(default_factory=lambda: {"seed": 7, "kills": 0, "quiet_begin": 1000.0, "quiet_end": 1030.0})
 
     def tell(
-        self, event: str, of: Json, source: str | None, target: str, *, node: str = "", said: Json | None = None
+        self,
+        event: str,
+        of: Json,
+        source: str | None,
+        target: str,
+        *,
+        node: str = "",
+        said: Json | None = None,
+        at: int = 1_000_000,
     ) -> None:
         """Append a well-formed journal line."""
         meta = of["metadata"]
         text = json.dumps(said, separators=(",", ":")) if said else ""
         line: Json = {
             "seq": len(self.journal) + 1,
-            "at": 1_000_000,
+            "at": at,
             "request": meta["uid"],
             "workload": meta["uid"],
             "epoch": 1,

@@ -339,6 +339,20 @@ def test_a_waiting_pod_that_fits_is_found() -> None:
     assert "small waits and fits on exact-1" in report["findings"]["waiting_placeable"][0]
 
 
+@pytest.mark.parametrize(("way", "found"), [("queue", {"misordered"}), ("direct", set())])
+def test_who_passes_a_pod_that_was_nominated_is_found_where_pods_are_held(way: str, found: set[str]) -> None:
+    fake, _ = good_run()
+    fake.run["way"] = way
+    first, second = fake.arrive(pod("first", 2)), fake.arrive(pod("second", 2))
+    first["spec"]["priority"] = 1
+    for one in (first, second):
+        one["status"]["conditions"] = [{"type": "tessera.dev/Admitted", "status": "True"}]
+    for one, at in ((second, 9_000_000), (first, 9_000_001)):
+        held = grants(2, 3) if one is second else grants(0, 1)
+        fake.tell("reserve", one, "QUEUED", "RESERVED", node=EXACT, said=allocation(one, EXACT, held), at=at)
+    assert faults(fake.audit()) & {"misordered"} == found
+
+
 def test_a_pod_in_no_line_and_on_no_node_is_lost() -> None:
     fake, _ = good_run()
     fake.pods.append(pod("forgotten", 4))
