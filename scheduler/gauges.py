@@ -126,18 +126,26 @@ def _summed(counts: Mapping[str, int], names: Mapping[str, str]) -> Tally[str]:
 
 
 def line(desk: Desk) -> Iterable[Metric]:
-    """Yield how many wait and how long the first has waited, by queue; the class says who must act."""
+    """Yield how many wait, how many of them without a gate, and how long the first has waited, by queue.
+
+    The class says who must act.
+    """
     depth: Tally[tuple[str, str]] = Tally()
+    direct = 0
     oldest: dict[str, int] = {}
     for row in desk.book.rows.values():
         if row.state in {State.HELD, State.QUEUED}:
             depth[row.queue, _class(desk, row)] += 1
+            pod = desk.registry.pods.get(row.id)
+            direct += pod is not None and not pod.gates
             oldest[row.queue] = min(row.arrival_us, oldest.get(row.queue, row.arrival_us))
     totals: Tally[str] = Tally()
     for (queue, _), count in depth.items():
         totals[queue] += count
     names = kept(totals, QUEUES_MAX)
     yield gauge("queue_depth", "Requests that wait.", ("queue", "class"), _relabelled(depth, names))
+    text = "Pods without a gate that wait: kube-scheduler tries each of them again at nearly every event."
+    yield gauge("direct_pods_waiting", text, (), {(): direct})
     now_us = desk.clock.wall_us()
     ages: dict[tuple[str, ...], float] = {(name,): 0.0 for name in names.values()}
     for queue, arrival_us in oldest.items():

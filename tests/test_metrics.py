@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from policies.columns import Health
@@ -30,6 +34,13 @@ from tests.objects import raw_node, raw_pod
 H100 = "NVIDIA-H100-80GB-HBM3"
 SERIES_MAX = 2000
 PROMTOOL = shutil.which("promtool")
+RULES = Path("deploy/prometheus")
+BOOK = Path("docs/operations.md").read_text()
+
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None and os.environ.get("CI") != "true",
+    reason="promtool is not on the PATH (on Debian: apt-get install prometheus)",
+)
 
 
 class Scene:
@@ -218,6 +229,16 @@ async def test_the_queue_tells_depth_by_who_must_act_and_the_oldest(scene: Scene
     assert set(ages) == {("vision",), ("speech",)}
 
 
+async def test_pods_that_wait_without_a_gate_are_counted(scene: Scene) -> None:
+    scene.waits("one")
+    scene.waits("two")
+    assert await scene.samples("tessera_direct_pods_waiting") == {(): 2}
+    held = raw_pod("two", 1)
+    held["spec"]["schedulingGates"] = [{"name": "tessera.dev/hold"}]
+    scene.desk.registry.put_pod(read_pod(held))
+    assert await scene.samples("tessera_direct_pods_waiting") == {(): 1}
+
+
 async def test_only_what_became_durable_counts_as_an_allocation(scene: Scene) -> None:
     scene.node("exact")
     disk = Disk()
@@ -255,6 +276,7 @@ async def test_names_and_labels_are_those_promised(scene: Scene) -> None:
         "tessera_gpu_fragmentation_ratio": {"model"},
         "tessera_mig_instances": {"profile", "state"},
         "tessera_queue_depth": {"queue", "class"},
+        "tessera_direct_pods_waiting": set(),
         "tessera_queue_oldest_seconds": {"queue"},
         "tessera_allocations": {"outcome"},
         "tessera_pod_events": {"outcome"},
@@ -299,10 +321,7 @@ def fill(scene: Scene) -> None:
     scene.metrics.counting(Disk())
 
 
-@pytest.mark.skipif(
-    PROMTOOL is None and os.environ.get("CI") != "true",
-    reason="promtool is not on the PATH (on Debian: apt-get install prometheus)",
-)
+@needs_promtool
 async def test_promtool_finds_nothing_to_complain_about(scene: Scene, tmp_path: Path) -> None:
     fill(scene)
     assert PROMTOOL, "promtool"
@@ -310,3 +329,30 @@ async def test_promtool_finds_nothing_to_complain_about(scene: Scene, tmp_path: 
     tool = await asyncio.create_subprocess_exec(PROMTOOL, "check", "metrics", cwd=tmp_path, **pipes)
     said = await tool.communicate((await scene.text()).encode())
     assert (tool.returncode, said) == (0, (b"", b""))
+
+
+@needs_promtool
+def test_promtool_tests_every_alert() -> None:
+    assert PROMTOOL, "promtool"
+    tests = RULES / "rules-test.yaml"
+    told = subprocess.run([PROMTOOL, "test", "rules", tests], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    alerts = {rule["alert"] for group in rules() for rule in group["rules"]}
+    assert set(re.findall(r"alertname=\"(\w+)\"", tests.read_text())) == alerts
+
+
+def rules() -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = yaml.safe_load((RULES / "rules.yaml").read_text())["groups"]
+    return groups
+
+
+async def test_alerts_ask_for_what_is_exposed_and_name_a_paragraph(scene: Scene) -> None:
+    fill(scene)
+    exposed = {
+        sample.name for family in text_string_to_metric_families(await scene.text()) for sample in family.samples
+    }
+    for rule in rules()[0]["rules"]:
+        assert set(re.findall(r"tessera_\w+", rule["expr"])) <= exposed, rule["alert"]
+        assert f"| {rule['alert']} |" in BOOK
+        assert rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}
