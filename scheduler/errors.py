@@ -49,6 +49,12 @@ class BusyError(StoreError):
     code = "store.busy"
 
 
+class UnavailableError(StoreError):
+    """The database has failed of late and was not asked; nothing was written."""
+
+    code = "store.unavailable"
+
+
 class OccupiedError(TesseraError):
     """Another Tessera already works on this database or this cluster."""
 

@@ -52,6 +52,10 @@ class Gone(ApiError):  # noqa: N818 - named after the status it is
     """410: the resourceVersion is too old; list again."""
 
 
+class Unavailable(ApiError):  # noqa: N818 - named after the status it is
+    """503 of our own: the API server has failed of late, so the call was not sent."""
+
+
 class UnknownOutcome(TesseraError):  # noqa: N818 - it says what is known
     """Time-out, broken connection or 5xx: the write may have happened."""
 
