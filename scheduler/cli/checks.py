@@ -29,6 +29,11 @@ OLDEST_MINOR = 30
 SKEW_WARN_S, SKEW_FAIL_S = 5.0, 30.0
 SHOWN = 5
 POLICY = "tessera-v1-annotations"
+LINE_POLICIES = (
+    ("tessera-v2-gate", "whoever may patch a pod may take its gate off", "admission-v2.yaml"),
+    ("tessera-v3-line", "while the webhook is away GPU pods slip past the line", "admission-v3.yaml"),
+)
+MANAGED = PREFIX + "managed"
 _PLUGIN = re.compile(r"(k8s-device-plugin|nvidia-device-plugin|gpu-device-plugin)(?=[:@/]|$)")
 _VERSION = re.compile(r"v?1\.([0-9]+)")
 
@@ -124,6 +129,59 @@ def policy(policies: Sequence[Object], bindings: Sequence[Object]) -> Check:
     if found["spec"].get("failurePolicy", "Fail") != "Fail":
         return Check(name, "warn", "its failurePolicy lets requests pass that it could not judge", do)
     return Check(name, "ok", "guards Tessera's annotations")
+
+
+def managed(namespace: Object) -> bool:
+    """Say whether new GPU pods of a namespace are to be held."""
+    return (namespace["metadata"].get("labels") or {}).get(MANAGED) == "true"
+
+
+def line(
+    policies: Sequence[Object], bindings: Sequence[Object], webhook: Object | None, managed: Sequence[str]
+) -> list[Check]:
+    """Judge whether pods of managed namespaces are held until their turn: by the webhook, guarded by V2 and V3.
+
+    Args:
+        policies: all ValidatingAdmissionPolicies.
+        bindings: what they are bound to.
+        webhook: Tessera's MutatingWebhookConfiguration; None = it is not there.
+        managed: names of the namespaces that are labelled.
+    """
+    if not managed and webhook is None:
+        do = f"apply deploy/kustomize/base and label a namespace {MANAGED}=true, where pods shall wait in order"
+        return [Check("webhook", "warn", "not there: all pods go the direct way", do)]
+    found = [_webhook(webhook, managed)]
+    for name, what, file in LINE_POLICIES:
+        check, do = f"admission policy {name[8:10].upper()}", f"apply deploy/kustomize/base/{file}"
+        there = any(one["metadata"]["name"] == name for one in policies)
+        bound = any(
+            one["spec"].get("policyName") == name and "Deny" in one["spec"].get("validationActions", [])
+            for one in bindings
+        )
+        if not (there and bound):
+            text = f"{'not bound with Deny' if there else 'not there'}: {what}"
+            found.append(Check(check, "fail" if managed else "warn", text, do))
+        else:
+            found.append(Check(check, "ok", "guards the line of managed namespaces"))
+    return found
+
+
+def _webhook(webhook: Object | None, managed: Sequence[str]) -> Check:
+    count = f"{len(managed)} managed namespace{'' if len(managed) == 1 else 's'}"
+    if webhook is None:
+        text = f"not there, and V3 refuses GPU pods of {count}: {some(managed)}"
+        return Check("webhook", "fail", text, "apply deploy/kustomize/base/admission-webhook.yaml")
+    hooks = webhook.get("webhooks") or [{}]
+    if any(not (one.get("clientConfig") or {}).get("caBundle") for one in hooks):
+        do = "start Tessera, which writes it, or write the CA of your own certificate there"
+        return Check("webhook", "fail" if managed else "warn", "has no caBundle: the API server does not trust it", do)
+    if any(one.get("failurePolicy") != "Ignore" for one in hooks):
+        text = "its failurePolicy is not Ignore: while Tessera is away no pod of a managed namespace is created"
+        return Check("webhook", "warn", text, "set failurePolicy: Ignore; V3 guards the line")
+    if not managed:
+        do = f"label a namespace {MANAGED}=true"
+        return Check("webhook", "warn", "there, but no namespace is managed: all pods go the direct way", do)
+    return Check("webhook", "ok", f"holds GPU pods of {count}")
 
 
 def lease(found: Object | None, now: datetime) -> Check:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import typer
 from rich.text import Text
 
+from scheduler.certificates import CONFIGURATION
 from scheduler.clock import RealClock
 from scheduler.kube.api import ApiServer, connect
 from scheduler.kube.lease import NAME as LEASE
@@ -27,6 +28,11 @@ _Answer = TypeVar("_Answer")
 FORBIDDEN = (401, 403)
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 CONFIG_MAP, CONFIG_KEY = "kube-scheduler", "config.yaml"
+ADMISSION_KINDS = (
+    "validatingadmissionpolicies",
+    "validatingadmissionpolicybindings",
+    "mutatingwebhookconfigurations",
+)
 _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 _AUTHORIZATION = "/apis/authorization.k8s.io/v1"
 
@@ -92,7 +98,7 @@ async def _cluster(server: ApiServer, options: Options) -> list[Check]:
         found.append(unread("GPU nodes", "nodes may not be listed"))
     else:
         found += checks.nodes(nodes, pods or [])
-    return [*found, await _policy(server), await _lease(server, namespace, time.wall_us())]
+    return [*found, *await _admission(server), await _lease(server, namespace, time.wall_us())]
 
 
 async def _all(server: ApiServer, kind: Kind) -> list[Object] | None:
@@ -169,20 +175,25 @@ async def _configuration(server: ApiServer, options: Options) -> list[Check]:
     return check_configuration((asked[0].get("data") or {}).get(CONFIG_KEY, ""), where)
 
 
-async def _policy(server: ApiServer) -> Check:
+async def _admission(server: ApiServer) -> list[Check]:
+    policies, bindings, webhooks = [await _listed(server, f"{_ADMISSION}/{kind}") for kind in ADMISSION_KINDS]
+    if policies is None or bindings is None:
+        return [unread("admission policy V1", "admission policies may not be read")]
+    found, namespaces = [checks.policy(policies, bindings)], await _all(server, "namespaces")
+    if webhooks is None or namespaces is None:
+        return [*found, unread("webhook", "webhook configurations or namespaces may not be read")]
+    webhook = next((one for one in webhooks if one["metadata"]["name"] == CONFIGURATION), None)
+    managed = [one["metadata"] for one in namespaces if checks.managed(one)]
+    return [*found, *checks.line(policies, bindings, webhook, sorted(meta["name"] for meta in managed))]
+
+
+async def _listed(server: ApiServer, path: str) -> list[Object] | None:
+    """Return what a path lists: nothing where the API server has no such kind, None where it may not be read."""
     try:
-        asked = await _allowed(
-            asyncio.gather(
-                server.ask(f"{_ADMISSION}/validatingadmissionpolicies"),
-                server.ask(f"{_ADMISSION}/validatingadmissionpolicybindings"),
-            )
-        )
+        asked = await _allowed(server.ask(path))
     except NotFound:
-        asked = (({"items": []}, ""), ({"items": []}, ""))
-    if asked is None:
-        return unread("admission policy V1", "admission policies may not be read")
-    (policies, _), (bindings, _) = asked
-    return checks.policy(policies["items"], bindings["items"])
+        return []
+    return asked[0]["items"] if asked else None
 
 
 async def _lease(server: ApiServer, namespace: str, now_us: int) -> Check:

@@ -187,6 +187,40 @@ def test_the_shipped_policy_is_well_and_each_lack_is_found() -> None:
     assert checks.policy(lax, BINDINGS).status == "warn"
 
 
+def hook(**changes: Any) -> Json:
+    made = copy.deepcopy(pick(read_base(), "MutatingWebhookConfiguration", "tessera"))
+    made["webhooks"][0]["clientConfig"]["caBundle"] = "eA=="
+    made["webhooks"][0] |= changes
+    return made
+
+
+def statuses(found: list[Check]) -> list[str]:
+    return [one.status for one in found]
+
+
+def test_the_line_of_managed_namespaces_is_well_as_shipped_and_each_lack_is_found() -> None:
+    assert statuses(checks.line(POLICIES, BINDINGS, hook(), ["vision"])) == ["ok", "ok", "ok"]
+    assert statuses(checks.line([], [], None, [])) == ["warn"]
+    assert statuses(checks.line(POLICIES, BINDINGS, None, ["vision"])) == ["fail", "ok", "ok"]
+    assert statuses(checks.line(POLICIES, BINDINGS, hook(), [])) == ["warn", "ok", "ok"]
+    assert statuses(checks.line(POLICIES, BINDINGS, hook(clientConfig={}), ["vision"])) == ["fail", "ok", "ok"]
+    assert statuses(checks.line(POLICIES, BINDINGS, hook(clientConfig={}), [])) == ["warn", "ok", "ok"]
+    assert statuses(checks.line(POLICIES, BINDINGS, hook(failurePolicy="Fail"), ["vision"])) == ["warn", "ok", "ok"]
+    for number, name in enumerate(("tessera-v2-gate", "tessera-v3-line"), start=1):
+        fewer = [one for one in POLICIES if one["metadata"]["name"] != name]
+        loose = copy.deepcopy(BINDINGS)
+        next(one for one in loose if one["metadata"]["name"] == name)["spec"]["validationActions"] = ["Audit"]
+        for one in (checks.line(fewer, BINDINGS, hook(), ["vision"]), checks.line(POLICIES, loose, hook(), ["vision"])):
+            assert [place for place, status in enumerate(statuses(one)) if status == "fail"] == [number]
+        assert statuses(checks.line(fewer, BINDINGS, hook(), []))[number] == "warn"
+
+
+def test_a_namespace_is_managed_by_its_label_alone() -> None:
+    assert checks.managed({"metadata": {"labels": {"tessera.dev/managed": "true"}}})
+    assert not checks.managed({"metadata": {"labels": {"tessera.dev/managed": "yes"}}})
+    assert not checks.managed({"metadata": {}})
+
+
 @pytest.mark.parametrize(
     ("spec", "status"),
     [
