@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from scheduler import faults
 from scheduler.decision.catalog import DEFAULT_MASKS, DEFAULT_TIERS, Policies, read_policies
 from scheduler.errors import ConfigError
+from scheduler.intake.node import read_node
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -89,12 +100,54 @@ class Policy(_Part):
 
 
 class Queue(_Part):
-    """How the queue turns: in slices of so long, with so many pods let go and not bound yet at most."""
+    """How the queue turns: in slices of so long, with so many pods let go and not bound yet at most.
+
+    For a pod that waits for a new node, a node is asked for no longer than `autoscaleTimeout`.
+    """
 
     turnSlice: Duration = 0.02  # noqa: N815
     reservationTimeout: Duration = 120.0  # noqa: N815
     releaseWindow: int = Field(default=256, ge=1, le=10_000)  # noqa: N815
     halfLife: Duration = 86400.0  # noqa: N815
+    autoscaleTimeout: Duration = 900.0  # noqa: N815
+
+
+class Taint(_Part):
+    """A taint that new nodes of a group bear for as long as they live."""
+
+    key: str = Field(min_length=1, max_length=317)
+    value: str = Field(default="", max_length=63)
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
+class NodeGroup(_Part):
+    """What a new node of a group that an autoscaler grows looks like, and how many there may be; None = any number.
+
+    `capacity` is what pods can have there, as the status of a node writes it.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    labels: dict[str, str] = Field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    capacity: dict[str, str | int | float]
+    maxNodes: int | None = Field(default=None, ge=1, le=100_000)  # noqa: N815
+
+    def node(self) -> dict[str, Any]:
+        """Return the group's next node as the API server would show it."""
+        return {
+            "metadata": {"name": self.name, "uid": self.name, "labels": dict(self.labels)},
+            "spec": {"taints": [taint.model_dump() for taint in self.taints]},
+            "status": {"allocatable": {"pods": "110", **self.capacity}},
+        }
+
+    @model_validator(mode="after")
+    def _readable(self) -> NodeGroup:
+        if missing := [resource for resource in ("cpu", "memory") if resource not in self.capacity]:
+            raise ValueError(f"capacity lacks {missing[0]}: without it no pod fits")
+        read = read_node(self.node(), {})
+        if read is not None and read.warnings:
+            raise ValueError(read.warnings[0])
+        return self
 
 
 class Log(_Part):
@@ -112,15 +165,22 @@ class Settings(_Part):
     queue: Queue = Queue()
     log: Log = Log()
     namespace: str = Field(default="tessera-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    nodeGroups: dict[str, Any] = Field(default_factory=dict)  # noqa: N815
+    nodeGroups: tuple[NodeGroup, ...] = Field(default=(), max_length=256)  # noqa: N815
     templates: dict[str, Any] = Field(default_factory=dict)
     access: dict[str, Any] = Field(default_factory=dict)
     notify: dict[str, Any] = Field(default_factory=dict)
     prices: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("nodeGroups")
+    @classmethod
+    def _told_apart(cls, groups: tuple[NodeGroup, ...]) -> tuple[NodeGroup, ...]:
+        if twice := [name for name, count in Counter(group.name for group in groups).items() if count > 1]:
+            raise ValueError(f"two groups are called {twice[0]!r}; give each a name of its own")
+        return groups
+
     def without_effect(self) -> list[str]:
         """Return the keys that were given and do nothing in this version."""
-        return [key for key in ("nodeGroups", "templates", "access", "notify", "prices") if getattr(self, key)]
+        return [key for key in ("templates", "access", "notify", "prices") if getattr(self, key)]
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
@@ -183,7 +243,8 @@ def _sentence(where: str, text: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         part: type[BaseModel] = Settings
         for name in path[:-1]:
-            inner = part.model_fields[name].annotation if name in part.model_fields else None
+            inner: Any = part.model_fields[name].annotation if name in part.model_fields else None
+            inner = next(iter(get_args(inner)), inner)  # of a list: what is in it
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 part = inner
         return f"{place}: unknown key `{'.'.join(path)}`; allowed here: {', '.join(part.model_fields)}"

@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from policies.columns import Mode
 from scheduler.config import Settings, load
 from scheduler.errors import ConfigError
+from scheduler.intake.node import read_node
+
+GROUP = """\
+- name: h100
+  labels: {pool: h100, nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3, tessera.dev/mode: exact}
+  taints: [{key: nvidia.com/gpu, effect: NoSchedule}]
+  capacity: {cpu: 64, memory: 512Gi, ephemeral-storage: 1Ti, nvidia.com/gpu: 8}
+  maxNodes: 4
+"""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -48,6 +58,19 @@ def test_the_environment_beats_the_file(tmp_path: Path) -> None:
         ("queue:\n  halfLife: soon\n", (":2:", "not a duration", "1.5s")),
         ("policy:\n  masks: [nothing]\n", (":1:", "no mask 'nothing'", "legal names")),
         ("policy:\n  tiers:\n  - {magic: 1}\n", (":1:", "no score 'magic'", "legal names")),
+        (
+            "nodeGroups:\n- name: a\n  capacity: {cpu: 8, memory: 1Gi}\n  minNodes: 1\n",
+            (":4:", "unknown key `nodeGroups.0.minNodes`", "maxNodes"),
+        ),
+        (
+            "nodeGroups:\n- name: a\n  capacity: {cpu: 8, memory: 1Gi}\n  taints:\n  - {key: a, effekt: NoSchedule}\n",
+            (":5:", "`nodeGroups.0.taints.0.effekt`", "allowed here: key, value, effect"),
+        ),
+        ("nodeGroups:\n- name: a\n  capacity: {cpu: 8}\n", (":2:", "lacks memory")),
+        ("nodeGroups:\n- name: a\n  capacity: {cpu: much, memory: 1Gi}\n", (":2:", "allocatable", "cpu")),
+        (f"nodeGroups:\n{GROUP}{GROUP}", (":1:", "two groups are called 'h100'")),
+        ("nodeGroups:\n- name: a\n  labels: {count: 8}\n  capacity: {cpu: 8, memory: 1Gi}\n", (":3:", "valid string")),
+        ("nodeGroups: {a: 1}\n", (":1:", "`nodeGroups`")),
         ("- a\n", ("mapping",)),
         ("a: [\n", ("not YAML",)),
     ],
@@ -117,7 +140,7 @@ def test_variables_of_others_are_left_alone(name: str) -> None:
 
 def test_every_setting_of_the_top_has_a_variable() -> None:
     assert load(None, {"TESSERA_NAMESPACE": "gpu"}).namespace == "gpu"
-    assert load(None, {"TESSERA_NODEGROUPS": "{a: 1}"}).nodeGroups == {"a": 1}
+    assert load(None, {"TESSERA_NODEGROUPS": GROUP}).nodeGroups[0].maxNodes == 4
 
 
 @pytest.mark.parametrize("key", ["filterDeadline", "bindDeadline"])
@@ -125,3 +148,14 @@ def test_a_deadline_beyond_kube_schedulers_patience_is_refused(key: str, tmp_pat
     assert getattr(load(write(tmp_path, f"extender: {{{key}: 2s}}\n"), {}).extender, key) == 2.0
     with pytest.raises(ConfigError, match=f"(?s):1: `extender.{key}`: .*at most 2 s: kube-scheduler's httpTimeout"):
         load(write(tmp_path, f"extender: {{{key}: 2001ms}}\n"), {})
+
+
+def test_a_node_group_is_read_as_a_node_is(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, f"nodeGroups:\n{GROUP}queue: {{autoscaleTimeout: 10m}}\n"), {})
+    node = read_node(settings.nodeGroups[0].node(), {"NVIDIA-H100-80GB-HBM3": "H100-80"})
+    assert node is not None
+    assert (node.gpus, node.mode, node.pods, node.amounts.cpu_milli) == (8, Mode.EXACT, 110, 64_000)
+    assert {device.model for device in node.devices} == {"H100-80"}
+    assert [(taint.key, taint.effect) for taint in node.taints] == [("nvidia.com/gpu", "NoSchedule")]
+    assert settings.queue.autoscaleTimeout == 600.0
+    assert settings.without_effect() == []
