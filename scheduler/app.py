@@ -81,7 +81,7 @@ class App:
         log.info("recovered", verify_s=verify_s, list_s=list_s, rebuild_s=round(self.clock.monotonic() - at_listed, 3))
         self.crew.spawn(forever("reconcile", self.reconcile.step, self.clock, 1.0, self.settler.bell))
         self.crew.spawn(forever("turn", self.turner.step, self.clock, 0.5, self.turner.bell))
-        self.crew.spawn(forever("release", self.turner.releaser.step, self.clock, 0.5, self.turner.releaser.bell))
+        self.crew.spawn(forever("release", self.turner.releaser.run, self.clock, 0.5))
         notices = Notices(self.desk, self.cluster, self.clock, self.metrics.noticed)
         self.crew.spawn(forever("audit", self.audit.step, self.clock, 1.0))
         self.crew.spawn(forever("notices", notices.step, self.clock, 1.0))

@@ -108,6 +108,8 @@ class PodSink:
         self.desk.registry.put_pod(pod)
         if before is not None and before.request != pod.request:
             self.desk.order.charging.renew(self.desk.book.rows, [pod.uid])
+        if before is not None and pod.ours and pod.unschedulable > before.unschedulable:
+            self.desk.called_s = self.desk.clock.monotonic()  # its own plugins refused the pod, so it asked nobody
         self.turner.watch(pod)
         row, busy = self.desk.book.rows.get(pod.uid), pod.uid in self.settler.working  # busy: judge it when that ends
         if busy or decide(row, pod, now_us=self.desk.clock.wall_us(), fresh=False, in_flight=False):

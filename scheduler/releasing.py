@@ -1,15 +1,18 @@
 """Reservations let go: nominate the pod, then take the gate away, so that kube-scheduler executes what was decided.
 
 Both writes may be repeated and carry the pod's uid. Only so many pods are out at a time, and none while kube-scheduler
-is not there to take them; see `queueing.release`.
+is not there to take them; see `queueing.release`. Each pod that is written to has a slot of its own: a write that hangs
+costs that slot and delays nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import contextlib
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -18,24 +21,36 @@ from scheduler.clock import Clock
 from scheduler.desk import Desk
 from scheduler.faults import fault
 from scheduler.kube.port import ApiError, Cluster, NotFound, Object, UnknownOutcome
+from scheduler.ledger.ledger import NOBODY_THERE, NOT_LET_GO
 from scheduler.ledger.lifecycle import HOLDING
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Row, State
-from scheduler.queueing.release import Heard, Window, may_release
+from scheduler.queueing.release import CALLED_S, Heard, Window, may_release
 from scheduler.settling import Settler
 
 log = structlog.get_logger(__name__)
 
 ADMITTED = PREFIX + "Admitted"
 LEASE = "tessera-kube-scheduler"
-AT_ONCE = 24
+SLOTS = 24
+LOOK = "lease"  # the slot of whoever reads the Lease
 ASK_S = 5.0
 RETRY_S = 1.0
+PAUSE_S = 0.5
 LEASE_EVERY_S, LEASE_S = 5.0, 15.0
-BUSY, BUSY_S = 429, 0.1
+BACK_S = 30.0  # a kube-scheduler that is there so long has seen all that was let go before
+BUSY, BUSY_S, BUSY_S_MAX = 429, 0.1, 30.0
 AHEAD = 4  # windows that may be reserved and not bound
 
 _OUT = frozenset({State.RESERVED, State.BINDING})
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """A reservation that was let go: its epoch, and since when, on the monotonic clock."""
+
+    epoch: int
+    since_s: float
 
 
 @dataclass(slots=True)
@@ -46,8 +61,8 @@ class Releaser:
         namespace: where kube-scheduler keeps its Lease.
         window: how many may be out.
         pending: requests whose reservation is committed and not let go yet.
-        out: requests that were let go and are not bound, with the epoch of their reservation.
-        bell: rings when something became pending.
+        out: requests that were let go and are not bound.
+        bell: rings when something became pending, or a slot free.
     """
 
     desk: Desk
@@ -57,11 +72,15 @@ class Releaser:
     namespace: str = "tessera-system"
     window: Window = field(default_factory=Window)
     pending: dict[str, None] = field(default_factory=dict)
-    out: dict[str, int] = field(default_factory=dict)
+    out: dict[str, Out] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     _begun: bool = False
+    _slots: set[str] = field(default_factory=set)  # uids that are written to
+    _void: dict[str, None] = field(default_factory=dict)  # uids whose nomination has to be cleared
     _later: dict[str, float] = field(default_factory=dict)  # uid -> not tried again before, monotonic
+    _quiet_s: float = 0.0  # nothing is written before, because the API server is busy
     _lease: bool | None = None
+    _absent_s: float = -BACK_S  # when the Lease was last found stale
     _renewed: tuple[str, float] = ("", 0.0)  # as written, and when that was first seen
     _looked_s: float = -LEASE_EVERY_S
 
@@ -80,32 +99,73 @@ class Releaser:
         return Heard(self._lease, None if called_s is None else self.clock.monotonic() - called_s)
 
     def alone(self) -> bool:
-        """Say whether nothing may be let go because no kube-scheduler is heard of."""
-        return may_release(1, 0, self.heard()) == 0
+        """Say whether nothing more is let go because no kube-scheduler is heard of."""
+        if self.heard().there or (self._lease is None and not self.out):
+            return False
+        now_s = self.clock.monotonic()
+        return self._lease is False or any(now_s - one.since_s >= CALLED_S for one in self.out.values())
 
-    async def step(self) -> None:
-        """Take stock, then let go what may go."""
+    def excuse(self, uid: str) -> str:
+        """Return why a reservation that ran into its deadline costs no attempt; empty = it does.
+
+        Nobody was there to take it, or it was never let go, because too many others were out.
+        """
+        out, called_s = self.out.get(uid), self.desk.called_s
+        if self._lease is not None:
+            absent = not self._lease or self.clock.monotonic() - self._absent_s < BACK_S
+        else:
+            absent = called_s is None or (out is not None and called_s < out.since_s)
+        if absent:
+            return NOBODY_THERE
+        return NOT_LET_GO if out is None and uid in self.pending and uid not in self._later else ""
+
+    async def run(self) -> None:
+        """Let go what may go, for ever."""
+        self._slots.clear()
+        async with asyncio.TaskGroup() as slots:
+            while True:
+                self.bell.clear()
+                for uid, work in self.step().items():
+                    self._slots.add(uid)
+                    slots.create_task(work).add_done_callback(partial(self._done, uid))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PAUSE_S):
+                        await self.bell.wait()
+
+    def _done(self, uid: str, _: object) -> None:
+        self._slots.discard(uid)
+        self.bell.set()
+
+    def step(self) -> dict[str, Coroutine[None, None, None]]:
+        """Take stock, and return what is to be done now, by uid, each in a slot that is free."""
         if not self._begun:
             self._begin()
-        await self._look()
+        now_s, works = self.clock.monotonic(), dict[str, Coroutine[None, None, None]]()
         for uid, (epoch, _) in list(self.desk.order.astray.items()):
             row = self.desk.book.rows.get(uid)
             if row is not None and row.state is State.RESERVED and row.epoch == epoch:
                 self.settler.mark(uid)
             else:
                 del self.desk.order.astray[uid]
-        stray = [uid for uid in list(self.out) if self._taken_stock(uid)]
-        now_s = self.clock.monotonic()
-        room = may_release(self.window.size, len(self.out), self.heard())
-        due = [uid for uid in self.pending if self._later.get(uid, 0.0) <= now_s][:room]
-        if not stray and not due:
-            return
-        gate = asyncio.Semaphore(AT_ONCE)
-        async with asyncio.TaskGroup() as sending:
-            for uid in stray:
-                sending.create_task(self._clear(uid, gate))
-            for uid in due:
-                sending.create_task(self._release(uid, gate))
+        self._void |= dict.fromkeys(uid for uid in list(self.out) if uid not in self._slots and self._taken_stock(uid))
+        if LOOK not in self._slots and now_s - self._looked_s >= LEASE_EVERY_S:
+            self._looked_s = now_s
+            works[LOOK] = self._look()
+        if now_s < self._quiet_s:
+            return works
+        for uid in [uid for uid in self._void if uid not in self._slots][: SLOTS - len(self._slots)]:
+            works[uid] = self._clear(uid)
+        room = min(may_release(self.window.size, len(self.out), self.heard()), SLOTS - len(self._slots) - len(works))
+        for uid in list(self.pending):
+            if room > 0 and uid not in self._slots and uid not in works and self._later.get(uid, 0.0) <= now_s:
+                row, pod = self.desk.book.rows.get(uid), self.desk.registry.pods.get(uid)
+                if row is None or pod is None or row.state is not State.RESERVED:
+                    self._sent(uid)
+                    continue
+                self.out[uid] = Out(row.epoch, now_s)  # from here on it may be bound at any moment
+                works[uid] = self._release(pod, row)
+                room -= 1
+        return works
 
     def _begin(self) -> None:
         """Go on where the last process ended: what is reserved may be nominated or not, gated or not."""
@@ -116,11 +176,11 @@ class Releaser:
         for row in self.desk.book.live():
             pod = self.desk.registry.pods.get(row.id)
             if row.state is State.QUEUED and pod is not None and pod.nominated:
-                self.out[row.id] = row.epoch - 1  # voided, and its nomination may still hold room
+                self.out[row.id] = Out(row.epoch - 1, self.clock.monotonic())  # its void nomination may hold room
 
     def _taken_stock(self, uid: str) -> bool:
         """Note what became of a pod that was let go; True = its nomination is void and has to be cleared."""
-        row, epoch = self.desk.book.rows.get(uid), self.out[uid]
+        row, epoch = self.desk.book.rows.get(uid), self.out[uid].epoch
         if row is not None and row.state in _OUT and row.epoch == epoch:
             return False
         del self.out[uid]
@@ -136,37 +196,31 @@ class Releaser:
 
     async def _look(self) -> None:
         """See whether kube-scheduler renews its Lease: what counts is that it changes, on our own clock."""
-        now_s = self.clock.monotonic()
-        if now_s - self._looked_s < LEASE_EVERY_S:
-            return
-        self._looked_s = now_s
         try:
             async with asyncio.timeout(ASK_S):
                 lease = await self.cluster.get("leases", self.namespace, LEASE)
         except (ApiError, UnknownOutcome, TimeoutError):
             self._lease = None
             return
-        spec = lease.get("spec") or {}
+        now_s, spec = self.clock.monotonic(), lease.get("spec") or {}
         renewed, lasts_s = str(spec.get("renewTime") or ""), int(spec.get("leaseDurationSeconds") or LEASE_S)
         known, since_s = self._renewed
         if renewed != known:
             since_s = now_s if known else now_s - _age_s(renewed, self.clock.wall_us())
             self._renewed = renewed, since_s
         self._lease = now_s - since_s <= lasts_s + LEASE_EVERY_S
+        if not self._lease:
+            self._absent_s = now_s
 
-    async def _release(self, uid: str, gate: asyncio.Semaphore) -> None:
-        """Nominate and ungate one pod, unless that is no longer wanted."""
-        row, pod = self.desk.book.rows.get(uid), self.desk.registry.pods.get(uid)
-        if row is None or pod is None or row.state is not State.RESERVED:
-            self.pending.pop(uid, None)
-            self._later.pop(uid, None)
-            return
-        self.out[uid] = row.epoch  # from here on it may be bound at any moment
-        async with gate:
-            sent = await self._send(uid, self._writes(pod, row))
-        if sent:
-            self.pending.pop(uid, None)
-            self._later.pop(uid, None)
+    def _sent(self, uid: str) -> None:
+        self.pending.pop(uid, None)
+        self._later.pop(uid, None)
+
+    async def _release(self, pod: Pod, row: Row) -> None:
+        """Nominate and ungate one pod."""
+        uid = pod.uid
+        if await self._send(uid, self._writes(pod, row)):
+            self._sent(uid)
         else:
             self.out.pop(uid, None)
             self._later[uid] = self.clock.monotonic() + RETRY_S
@@ -195,17 +249,17 @@ class Releaser:
         }
         return {"metadata": {"uid": row.id}, "status": {"nominatedNodeName": row.node, "conditions": [condition]}}
 
-    async def _clear(self, uid: str, gate: asyncio.Semaphore) -> None:
+    async def _clear(self, uid: str) -> None:
         """Take back a void nomination: kube-scheduler would go on holding room for it."""
         row, pod = self.desk.book.rows.get(uid), self.desk.registry.pods.get(uid)
+        self._void.pop(uid, None)
         if row is None or pod is None or row.state in HOLDING:
             return
         body: Object = {"metadata": {"uid": uid}, "status": {"nominatedNodeName": None}}
         request = pod.request
         patch = self.cluster.patch("pods", request.namespace, request.name, body, subresource="status")
-        async with gate:
-            if not await self._send(uid, patch):
-                self.out[uid] = -1  # the next step looks again
+        if not await self._send(uid, patch):
+            self.out[uid] = Out(-1, self.clock.monotonic())  # the next step looks again
 
     async def _send(self, uid: str, writes: Awaitable[object]) -> bool:
         """Do these writes and say whether they are certainly done; a busy server is given the time it asks for."""
@@ -216,7 +270,7 @@ class Releaser:
             self.settler.mark(uid)
         except ApiError as error:
             if error.status == BUSY:
-                await self.clock.sleep(max(error.retry_after_s, BUSY_S))
+                self._quiet_s = self.clock.monotonic() + min(max(error.retry_after_s, BUSY_S), BUSY_S_MAX)
             else:
                 log.warning("release.refused", request=uid, error=str(error))
                 self.settler.mark(uid)

@@ -66,6 +66,7 @@ class Settler:
     working: dict[str, asyncio.Event] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)  # rings when something was marked
     stirred: Callable[[], object] = bool  # called when somebody began to wait, or gave room back
+    excuse: Callable[[str], str] = lambda _: ""  # why a reservation past its deadline costs no attempt, or empty
     _trouble: dict[str, tuple[int, str]] = field(default_factory=dict)  # uid -> times in a row, last problem
     _waiting: set[str] = field(default_factory=set)  # uids whose timer runs
 
@@ -123,6 +124,8 @@ class Settler:
             epoch, refused = self.desk.order.astray.get(uid, (0, ""))
             refused = refused if row is not None and row.epoch == epoch else ""
             now_us = self.clock.wall_us()
+            if row is not None and not refused and row.deadline_us and now_us >= row.deadline_us:
+                refused = self.excuse(uid)
             actions = decide(row, pod, now_us=now_us, fresh=fresh, in_flight=False, refused=refused)
             if not actions:
                 return

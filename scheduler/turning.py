@@ -79,7 +79,7 @@ class Turner:
         window = Window(settings.queue.releaseWindow, settings.queue.releaseWindow)
         releaser = Releaser(desk, cluster, clock, settler, settings.namespace, window)
         turner = cls(desk, writer, releaser, clock, settings.queue.turnSlice)
-        settler.stirred = turner.ring
+        settler.stirred, settler.excuse = turner.ring, releaser.excuse
         return turner
 
     # who waits

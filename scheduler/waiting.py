@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scheduler.decision.reasons import OF_REQUEST
 from scheduler.desk import Desk
+from scheduler.ledger.ledger import NOBODY_THERE
 from scheduler.model.reservation import Row, State
 
 CAPACITY, PENDING = "WaitingForCapacity", "PendingEvaluation"
@@ -18,6 +19,8 @@ def waiting_word(desk: Desk, row: Row) -> str:
     word = desk.order.words.get(row.id, "")
     if not word and row.not_before_us > desk.clock.wall_us():
         return "BackingOff"
+    if not word and row.reason == NOBODY_THERE:
+        return NOBODY_THERE  # it was let go once, and waits for a kube-scheduler to ask for it
     if word in {"", CAPACITY}:
         word = desk.last_refusal(row.id) or word
     return OF_REQUEST.get(word, word) or PENDING

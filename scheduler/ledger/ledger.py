@@ -21,15 +21,19 @@ BACKOFF_S_MAX = 300
 DECISION_BYTES_MAX = 2048
 TERMINAL_KEPT = 10_000
 
+NOBODY_THERE, NOT_LET_GO = "SchedulerNotRunning", "NotLetGo"
+SPARED = frozenset({NOBODY_THERE, NOT_LET_GO})
+"""Reasons of a void that spend no attempt: nobody has tried the reservation. A deadline bounds how often they come."""
+
 _BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-def void_or_fail(row: Row) -> Event:
-    """Return VOID, or FAIL when voiding this reservation would spend the last attempt."""
-    return Event.FAIL if row.attempts + 1 >= ATTEMPTS_MAX else Event.VOID
+def void_or_fail(row: Row, reason: str = "") -> Event:
+    """Return VOID, or FAIL when voiding this reservation for this reason would spend the last attempt."""
+    return Event.FAIL if row.attempts + 1 >= ATTEMPTS_MAX and reason not in SPARED else Event.VOID
 
 
 def advance(
@@ -72,7 +76,7 @@ def advance(
     if row is None or row.state in TERMINAL:
         after = _beginning(row, event, born, credit, now_us)
     else:
-        after = _spend(row, event, now_us)
+        after = _spend(row, event, reason, now_us)
     after = replace(
         after,
         state=state,
@@ -108,15 +112,15 @@ def _beginning(row: Row | None, event: Event, born: Row | None, credit: Credit |
     )
 
 
-def _spend(row: Row, event: Event, now_us: int) -> Row:
+def _spend(row: Row, event: Event, reason: str, now_us: int) -> Row:
     """Take the event's cost from the budget; a void also clears what was reserved and backs off 1, 2, 4, .. s."""
     if event is Event.VOID:
-        assert void_or_fail(row) is Event.VOID, f"{row.id}: the last attempt is spent by fail, not by void"
+        assert void_or_fail(row, reason) is Event.VOID, f"{row.id}: the last attempt is spent by fail, not by void"
         wait_us = min(1 << row.attempts, BACKOFF_S_MAX) * 1_000_000
         return replace(
             row,
             epoch=row.epoch + 1,
-            attempts=row.attempts + 1,
+            attempts=row.attempts + (reason not in SPARED),
             not_before_us=now_us + wait_us,
             node="",
             allocation="",

@@ -58,7 +58,7 @@ def decide(
         now_us: wall time in microseconds.
         fresh: the pod (or its absence) was just read from the API server, or a DELETED event told of it.
         in_flight: a Binding POST of this very Request is being waited for.
-        refused: why a reservation of this epoch must be given up before its time; empty = it need not.
+        refused: why a reservation of this epoch must be given up; empty = it need not before its time is over.
     """
     if in_flight and row is not None and row.state is State.BINDING:
         return []
@@ -117,8 +117,8 @@ def _reserved(row: Row, pod: Pod, now_us: int, refused: str) -> list[Action]:
     if pod.terminal or pod.deleting:
         return _ended(pod)
     if row.deadline_us and now_us >= row.deadline_us:
-        return [Advance(void_or_fail(row), "ReservationTimedOut")]
-    return [Advance(void_or_fail(row), refused)] if refused else []
+        refused = refused or "ReservationTimedOut"
+    return [Advance(void_or_fail(row, refused), refused)] if refused else []
 
 
 def _binding(row: Row, pod: Pod, *, fresh: bool) -> list[Action]:

@@ -49,9 +49,14 @@ class Heard:
     lease: bool | None
     called_s: float | None
 
+    @property
+    def there(self) -> bool:
+        """Somebody certainly takes what is let go."""
+        return bool(self.lease) or (self.called_s is not None and self.called_s <= CALLED_S)
+
 
 def may_release(window: int, outstanding: int, heard: Heard) -> int:
     """Return how many more pods may be released now; 0 while kube-scheduler is not there to take them."""
-    if heard.lease or (heard.called_s is not None and heard.called_s <= CALLED_S):
+    if heard.there:
         return max(window - outstanding, 0)
     return max(PROBE - outstanding, 0) if heard.lease is None else 0

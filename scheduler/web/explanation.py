@@ -15,6 +15,7 @@ from scheduler.decision.explain import Cause, Why
 from scheduler.decision.pipeline import judge
 from scheduler.decision.reasons import REASONS
 from scheduler.desk import Desk
+from scheduler.ledger.ledger import NOBODY_THERE
 from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.ledger.queues import WAITING
 from scheduler.ledger.quota import exceeding as beyond
@@ -145,7 +146,7 @@ def _why(desk: Desk, row: Row, pod: Pod | None, places: dict[str, int | None]) -
 def _words(desk: Desk, row: Row, pod: Pod) -> Iterator[str]:
     """Yield the words of order and quota that keep a request waiting: what the turn said, and what is so now."""
     request, order = pod.request, desk.order
-    said = order.words.get(row.id, "")
+    said = order.words.get(row.id, "") or (NOBODY_THERE if row.reason == NOBODY_THERE else "")
     if said not in {CAPACITY, "BackingOff"}:  # of capacity the masks tell more
         yield said
     if set(pod.gates) - {GATE}:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.ledger.ledger import AMOUNT_MAX, TERMINAL_KEPT, Book, void_or_fail
+from scheduler.ledger.ledger import AMOUNT_MAX, SPARED, TERMINAL_KEPT, Book, void_or_fail
 from scheduler.ledger.lifecycle import ATTEMPTS_MAX, RECLAIMS_MAX, TERMINAL, IllegalTransition
 from scheduler.model.reservation import Credit, Event, State
 
@@ -51,6 +51,16 @@ def test_void_backs_off_twice_as_long_each_time_and_clears_the_reservation(attem
     assert after.not_before_us == NOW + 2**attempts * SECOND
     assert (after.node, after.allocation, after.deadline_us, after.reason) == ("", "", 0, "ReservationTimedOut")
     assert made.entry.node == "gpu-1"
+
+
+@pytest.mark.parametrize("reason", sorted(SPARED))
+@pytest.mark.parametrize("attempts", [0, ATTEMPTS_MAX - 1])
+def test_a_reservation_that_nobody_tried_costs_no_attempt(attempts: int, reason: str) -> None:
+    before = replace(row_in(State.RESERVED), attempts=attempts)
+    assert void_or_fail(before, reason) is Event.VOID
+    after = step(before, Event.VOID, reason=reason).after
+    assert (after.state, after.epoch, after.attempts, after.node) == (State.QUEUED, before.epoch + 1, attempts, "")
+    assert after.not_before_us > NOW
 
 
 def test_the_last_attempt_is_failed_and_cannot_be_voided() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from scheduler import GATE
 from scheduler.clock import LoopClock
-from scheduler.kube.port import Object
+from scheduler.kube.port import NotFound, Object
 from scheduler.model.queue import Queue, Selector
 from scheduler.model.reservation import State
+from scheduler.waiting import waiting_word
 from scheduler.web.explanation import explanation
 from tests.simulation.town import Town, job, town
 
@@ -49,6 +51,12 @@ def deaf(place: Town) -> None:
         return None
 
     place.world.kube_scheduler._queue.pop = nobody  # type: ignore[method-assign]
+
+
+def wake(place: Town) -> None:
+    """Wake kube-scheduler."""
+    del place.world.kube_scheduler._queue.pop  # type: ignore[method-assign]
+    place.world.kube_scheduler._work.set()
 
 
 async def test_a_held_pod_is_reserved_nominated_let_go_and_bound_where_it_was_nominated() -> None:
@@ -239,14 +247,72 @@ async def test_a_reservation_that_kube_scheduler_refuses_moves_to_where_it_lets_
         await place.check()
 
 
+LEASE = "tessera-kube-scheduler"
+
+
+async def renew(place: Town, seconds: float) -> None:
+    """Let the Lease of kube-scheduler be renewed for a while, as it is while it runs."""
+    for _ in range(round(seconds / 5)):
+        at = datetime.fromtimestamp(place.clock.wall_us() / 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        try:
+            await place.world.cluster.patch("leases", "tessera-system", LEASE, {"spec": {"renewTime": at}})
+        except NotFound:
+            body = {"metadata": {"name": LEASE}, "spec": {"renewTime": at}}
+            await place.world.cluster.create("leases", "tessera-system", body)
+        await place.wait(5)
+
+
 async def test_a_nomination_that_comes_to_nothing_is_voided_and_made_anew() -> None:
     async with town("a") as place:
         deaf(place)
+        await renew(place, 10)
         pod = await held(place, "one", gpus=8)
         await place.until(lambda: place.state(pod) is State.RESERVED, 5)
-        await place.wait(125)
+        await renew(place, 155)
         assert place.state(pod) in {State.QUEUED, State.RESERVED}
         assert place.row(pod).attempts == 1
+
+
+@pytest.mark.parametrize("lease", [True, False])
+async def test_a_kube_scheduler_that_is_not_there_costs_nobody_an_attempt(*, lease: bool) -> None:
+    async with town("a", "b") as place:
+        if lease:  # it dies with several pods in its hands
+            await renew(place, 10)
+        deaf(place)
+        pods = [await held(place, f"p{number}", gpus=1) for number in range(4)]
+        await place.wait(1230)
+        rows = [place.row(pod) for pod in pods]
+        assert [row.attempts for row in rows] == [0] * 4
+        assert {row.state for row in rows} <= {State.QUEUED, State.RESERVED}
+        assert max(row.epoch for row in rows) > 1, "what was reserved was given up"
+        desk, waiting = place.tessera.desk, [row for row in rows if row.state is State.QUEUED]
+        assert {waiting_word(desk, row) for row in waiting} == {"SchedulerNotRunning"}
+        assert {explanation(desk, row)["reasons"][0]["code"] for row in waiting} == {"SchedulerNotRunning"}
+        wake(place)
+        if lease:
+            await renew(place, 5)
+        await place.until(lambda: len(place.bound()) == 4, 60)
+        assert [place.row(pod).attempts for pod in pods] == [0] * 4
+        await place.wait(3)
+        await place.check()
+
+
+async def test_a_write_that_hangs_delays_no_other() -> None:
+    async with town("a", "b") as place:
+        first = await held(place, "first", gpus=1)
+        await place.until(lambda: "first" in place.bound(), 5)
+        place.line.late_s["patch"] = [30.0]
+        stuck = await held(place, "stuck", gpus=1)
+        await place.wait(1)
+        assert not place.line.late_s["patch"], "the write has been sent, and hangs"
+        for name in ("one", "two", "three"):
+            await held(place, name, gpus=1)
+            assert await place.until(lambda name=name: name in place.bound(), 5) < 1.0
+        assert place.state(stuck) is State.RESERVED
+        await place.until(lambda: "stuck" in place.bound(), 10)
+        assert [place.row(pod).attempts for pod in (first, stuck)] == [0, 0]
+        await place.wait(40)
+        await place.check()
 
 
 async def test_one_pod_tries_whether_a_kube_scheduler_is_there_and_the_others_wait() -> None:
