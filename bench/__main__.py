@@ -51,6 +51,7 @@ def cluster(
         Path | None, typer.Option(envvar="TESSERA_TRACES", help="Folder of traces; a built-in stand-in without it.")
     ] = None,
     drop_refused: Annotated[bool, typer.Option(help="Delete refused pods (traces).")] = False,
+    arrivals: Annotated[int, typer.Option(min=0, help="Of a trace, only so many; 0 = all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run Tessera beside a real kube-scheduler under load and SIGKILL, and audit the dump."""
@@ -59,7 +60,9 @@ def cluster(
     if queues is not None and not queues.is_file():
         _refuse(f"--queues: there is no file {queues}.")
     if trace or drop_refused:
-        _replay(trace or "", traces, seed, dump, drop_refused=drop_refused, as_json=as_json)
+        if not trace or not drop_refused:
+            _refuse("--trace and --drop-refused go together: pods of a trace stay, and refused ones are deleted.")
+        _replay((trace, traces, seed), dump, most=arrivals, held=way == "queue", as_json=as_json)
     if kills > pods // 5:
         _refuse(f"{kills} kills need at least {kills * 5} pods, so that one is in flight at each.")
     from bench.cluster import BenchError, Settings, run_cluster  # noqa: PLC0415 - usage errors need no aiohttp
@@ -86,24 +89,20 @@ def cluster(
     _finish(report, as_json=as_json)
 
 
-def _replay(
-    trace: str, folder: Path | None, seed: int, dump: Path | None, *, drop_refused: bool, as_json: bool
-) -> NoReturn:
-    """Run a trace instead of the mix."""
-    if not trace or not drop_refused:
-        _refuse("--trace and --drop-refused go together: pods of a trace stay, and refused ones are deleted.")
+def _replay(what: tuple[str, Path | None, int], dump: Path | None, *, most: int, held: bool, as_json: bool) -> NoReturn:
+    """Run a trace (its name, where traces lie, the seed) instead of the mix."""
     from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
     from bench.trace import TraceError  # noqa: PLC0415 - as in cluster
     from bench.trace_run import Settings, TraceRunError, run_trace  # noqa: PLC0415 - as in cluster
 
     with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
-        settings = Settings(trace, folder, seed, dump or Path(temporary))
+        settings = Settings(*what, dump or Path(temporary), most, held)
         try:
             report = asyncio.run(run_trace(settings, _narrator()))
         except TraceError as error:
             _refuse(str(error))
         except (TraceRunError, UnavailableError) as error:
-            report = {"seed": seed, "ok": False, "error": str(error)}
+            report = {"seed": what[2], "ok": False, "error": str(error)}
     _finish(report, as_json=as_json)
 
 
@@ -244,6 +243,67 @@ def queue_turn(
 
 
 @app.command()
+def quality(
+    *,
+    trace: Annotated[str, typer.Option(help="openb:NAME[,NAME], or a CSV file of pods (with --nodes).")],
+    policies: Annotated[str, typer.Option(help="Who places; a comma list.")] = "tessera,fgd,bestfit",
+    mix: Annotated[str, typer.Option(help="What is known of coming pods: oracle, or online = learned.")] = "online",
+    seeds: Annotated[str, typer.Option(help="Seeds of arrivals, such as 42-51 or 1,7.")] = "42-44",
+    nodes: Annotated[Path | None, typer.Option(help="CSV file of nodes, for a trace of one's own.")] = None,
+    traces: Annotated[
+        Path | None, typer.Option(envvar="TESSERA_TRACES", help="Folder of traces; a built-in stand-in without it.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="Write the curves as .svg or .png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a trace under several placement policies and say how much of the GPUs each allocates."""
+    from bench import quality as replays  # noqa: PLC0415 - as in cluster
+    from bench.quality_plot import SUFFIXES, PlotError, plot  # noqa: PLC0415 - as in cluster
+    from bench.trace import TraceError, load_all  # noqa: PLC0415 - as in cluster
+
+    chosen = tuple(dict.fromkeys(policies.split(",")))
+    if not set(chosen) <= set(replays.POLICIES):
+        _refuse(f"--policies is a list of {','.join(replays.POLICIES)}; not {policies}.")
+    if mix not in replays.MIXES:
+        _refuse(f"--mix is oracle or online, not {mix}.")
+    if picture is not None and picture.suffix not in SUFFIXES:
+        _refuse(f"--plot writes {' or '.join(SUFFIXES)}; not {picture}.")
+    try:
+        loaded = load_all(trace, traces, nodes)
+    except TraceError as error:
+        _refuse(str(error))
+    report = replays.run_quality(replays.Settings(loaded, chosen, mix, _seeds(seeds)), _narrator())
+    if picture is not None and report["ok"]:
+        try:
+            plot(report, picture)
+        except PlotError as error:
+            report |= {"ok": False, "error": str(error)}
+    if as_json or not report["ok"]:
+        _finish(report, as_json=as_json)
+    replays.show(report)
+    _finish({key: value for key, value in report.items() if key not in {"rows", "sources"}}, as_json=False)
+
+
+@app.command()
+def compare(
+    *,
+    one: Annotated[Path, typer.Argument(metavar="A", help="JSON report of `bench quality`.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same seeds.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what the policies of A have allocated less than those of B, seed by seed."""
+    from bench import compare as regrets  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = regrets.compare(regrets.read_report(one), regrets.read_report(other))
+    except regrets.CompareError as error:
+        _refuse(str(error))
+    if not as_json:
+        regrets.show(report)
+    _finish(report if as_json else {**report, "rows": len(report["rows"])}, as_json=as_json)
+
+
+@app.command()
 def check(
     *,
     everything: Annotated[bool, typer.Option("--all", help="Also those that need a real control plane.")] = False,
@@ -284,6 +344,17 @@ def _kinds(written: str) -> tuple[str, ...]:
     if not set(kinds) <= set(KINDS_OF_ASK) or not set(kinds) & {"none", "whole"}:
         _refuse(f"--kinds is a list of {','.join(KINDS_OF_ASK)}, with none or whole among them; not {written}.")
     return kinds
+
+
+def _seeds(written: str) -> tuple[int, ...]:
+    """Return seeds from a list of numbers and ranges."""
+    ranges = [part.split("-") for part in written.split(",")]
+    if not all(len(ends) <= 2 and all(end.isdecimal() and len(end) < 10 for end in ends) for ends in ranges):
+        _refuse(f"--seeds is a list such as 42-51 or 1,7; not {written}.")
+    seeds = [seed for ends in ranges for seed in range(int(ends[0]), min(int(ends[-1]), int(ends[0]) + 1000) + 1)]
+    if not seeds:
+        _refuse(f"--seeds names none; not {written}.")
+    return tuple(dict.fromkeys(seeds))
 
 
 def _numbers(written: str, option: str, least: int) -> tuple[int, ...]:

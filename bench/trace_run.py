@@ -1,7 +1,9 @@
 """`bench cluster --trace`: a trace's pods on a real control plane; they stay, and whoever is refused is deleted.
 
-Pods are created in the order of their arrival, a bounded number of them undecided at a time; kube-scheduler takes them
-in the same order. Each counts as placed or refused by what the API server said of it first.
+Pods are created in the order of their arrival, a bounded number of them undecided at a time. Direct way: kube-scheduler
+takes them in the same order, and each counts as placed or refused by what the API server said of it first. Queue way:
+they come held, Tessera's list of requests tells of whom a turn found no node, and such a pod is deleted unless anything
+has been written to it since it came.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from typing import Any
 
 from bench.apiclient import ApiClient, ApiError
 from bench.auditor import ZERO, audit
-from bench.kube_objects import create_nodes, delete_pod
+from bench.kube_objects import create_nodes, delete_pod, pod_path
 from bench.oracle import bound_to
 from bench.product import Product, ProductError
+from bench.queue_oracle import GATE
 from bench.realcluster import TESSERA, RealCluster
 from bench.trace import Task, Trace, arrivals, at, load, node_of, pod_of
 from scheduler.clock import RealClock
@@ -33,6 +36,11 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 UNDECIDED_MAX = 32
 STUCK_S = 60.0
 SAY_EVERY = 1000
+LOOK_S = 0.05
+WAITING = f"/api/v1/requests?state=QUEUED&namespace={NAMESPACE}&limit={UNDECIDED_MAX}"
+NO_NODE = frozenset({"WaitingForCapacity", "ExceedsNodeSize", "NoSuchGpuModel", "ExceedsGpuMemory", "NoMatchingNode"})
+"""Reasons of a request that had its turn while nobody stood before it, and found no node."""
+CHANGED = 409
 
 
 class TraceRunError(Exception):
@@ -49,6 +57,7 @@ class Settings:
         seed: of the arrivals.
         dump: folder for the dump; it is made when absent.
         most: arrivals at most; 0 = all.
+        held: pods are created under Tessera's gate.
     """
 
     trace: str
@@ -56,6 +65,7 @@ class Settings:
     seed: int
     dump: Path
     most: int = 0
+    held: bool = False
 
 
 async def run_trace(settings: Settings, say: Say) -> Json:
@@ -73,7 +83,7 @@ async def run_trace(settings: Settings, say: Say) -> Json:
     begun = time.monotonic()
     async with RealCluster() as cluster, cluster.client() as api:
         product = Product(cluster.folder, cluster.kubeconfig(TESSERA))
-        run = _Run(api, tasks, product, say)
+        run = _Run(api, tasks, product, say, cluster.ca_file, held=settings.held)
         try:
             await create_nodes(api, [node_of(machine) for machine in trace.machines])
             await product.start()
@@ -97,6 +107,9 @@ class _Run:
     tasks: list[Task]
     product: Product
     say: Say
+    ca_file: Path
+    held: bool
+    waiting: dict[str, Json] = field(default_factory=dict)  # held pods that are not decided, as they were created
     placed: dict[str, bool] = field(default_factory=dict)  # by name; False = refused
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     created: int = 0
@@ -105,11 +118,12 @@ class _Run:
         """Create all pods and wait until each is decided and each refused one is deleted."""
         version = (await self.api.get(f"{PODS}?limit=1"))["metadata"]["resourceVersion"]
         refused: asyncio.Queue[Json] = asyncio.Queue()
-        helpers = [asyncio.create_task(self._follow(version, refused)), asyncio.create_task(self._delete(refused))]
+        dropping = self._drop() if self.held else self._delete(refused)
+        helpers = [asyncio.create_task(self._follow(version, refused)), asyncio.create_task(dropping)]
         try:
             for number, task in enumerate(self.tasks, start=1):
                 await self._until(UNDECIDED_MAX - 1)
-                await self.api.post(PODS, pod_of(task, f"pod-{number:05}"))
+                await self._create(pod_of(task, f"pod-{number:05}"))
                 self.created = number
                 if number % SAY_EVERY == 0:
                     self.product.check()
@@ -119,6 +133,13 @@ class _Run:
         finally:
             for helper in helpers:
                 helper.cancel()
+
+    async def _create(self, pod: Json) -> None:
+        if self.held:
+            pod["spec"]["schedulingGates"] = [{"name": GATE}]
+        made = await self.api.post(PODS, pod)
+        if self.held:
+            self.waiting[made["metadata"]["name"]] = made
 
     async def _until(self, undecided: int) -> None:
         """Wait until no more pods than this are undecided. Raises TimeoutError when nothing happens for a minute."""
@@ -136,7 +157,8 @@ class _Run:
                     continue
                 if bound_to(pod):
                     self.placed[name] = True
-                elif _unschedulable(pod):
+                    self.waiting.pop(name, None)
+                elif _unschedulable(pod) and not self.held:
                     self.placed[name] = False
                     refused.put_nowait(pod)
                 else:
@@ -148,6 +170,27 @@ class _Run:
             pod = await refused.get()
             await delete_pod(self.api, pod)
             refused.task_done()
+
+    async def _drop(self) -> None:
+        """Delete held pods for which a turn found no node."""
+        async with ApiClient(self.product.api, "", self.ca_file) as people:
+            while True:
+                listed = (await people.get(WAITING))["items"]
+                for name in [one["name"] for one in listed if one["reason"] in NO_NODE]:
+                    if name in self.waiting and await self._deleted(self.waiting[name]):
+                        del self.waiting[name]
+                        self.placed[name] = False
+                        self.changed.set()
+                await CLOCK.sleep(LOOK_S)
+
+    async def _deleted(self, pod: Json) -> bool:
+        """Delete a pod as it was created; False = it has been written since, so it is not refused any more."""
+        meta = pod["metadata"]
+        options = {"gracePeriodSeconds": 0, "preconditions": {key: meta[key] for key in ("uid", "resourceVersion")}}
+        reply = await self.api.ask("DELETE", pod_path(pod), options)
+        if reply.status not in {200, CHANGED}:
+            raise ApiError(reply, f"DELETE {pod_path(pod)}")
+        return reply.status == 200
 
     async def dump(self, settings: Settings) -> None:
         """Write what the auditor reads; Tessera ends first, in good order."""
