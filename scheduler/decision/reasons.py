@@ -117,6 +117,12 @@ REASONS: dict[str, Reason] = {
             "같은 갱의 다른 파드를 기다리는 중입니다. 갱의 파드는 모두 함께 시작합니다.",
         ),
         Reason(
+            "WaitingForAutoscale",
+            "wait",
+            "Waiting for a new node: none has room, and a node of a configured group would.",
+            "새 노드를 기다리는 중입니다. 자리가 있는 노드가 없지만, 설정된 그룹의 새 노드에는 들어갈 수 있습니다.",
+        ),
+        Reason(
             "WaitingForGate",
             "wait",
             "Another scheduling gate than Tessera's holds the pod: whoever set it must remove it.",

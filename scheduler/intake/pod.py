@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from scheduler import ALLOCATION, SCHEDULER_NAME, TOUCH
+from scheduler import ADMITTED, ALLOCATION, AUTOSCALE, SCHEDULER_NAME, TOUCH
 from scheduler.model.pod import AMOUNT_MAX, Amounts, DeviceAsk, Pod, Request, Selection
 
 from .allocation import read_allocation
@@ -61,7 +61,8 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
         deleting=meta.get("deletionTimestamp") is not None,
         gates=gates,
         nominated=nominated,
-        unschedulable=_parked(status),
+        unschedulable=bool(_condition(status, "PodScheduled", "Unschedulable")),
+        asked_us=_since(_condition(status, ADMITTED, AUTOSCALE)),
         touch=_touch(notes.get(TOUCH, "")),
         tokens=() if terminal else tokens,
         allocation=read_allocation(notes[ALLOCATION]) if ALLOCATION in notes else None,
@@ -145,14 +146,20 @@ def _arrival(value: object) -> int:
     return instant
 
 
-def _parked(status: Mapping[str, object]) -> bool:
-    """Say whether kube-scheduler wrote that nothing fits; a condition that cannot be read says nothing."""
-    conditions = status.get("conditions")
-    wanted = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-    return isinstance(conditions, list) and any(
-        isinstance(condition, dict) and all(condition.get(key) == value for key, value in wanted.items())
-        for condition in conditions
-    )
+def _condition(status: Mapping[str, object], kind: str, reason: str) -> Mapping[str, object]:
+    """Return the condition of a type that is False for a reason; what cannot be read is none."""
+    wanted = {"type": kind, "status": "False", "reason": reason}
+    listed = status.get("conditions")
+    for condition in listed if isinstance(listed, list) else ():
+        if isinstance(condition, dict) and all(condition.get(key) == value for key, value in wanted.items()):
+            return condition
+    return {}
+
+
+def _since(condition: Mapping[str, object]) -> int:
+    """Return since when a condition is so, in microseconds; 0 where it does not say."""
+    written = condition.get("lastTransitionTime")
+    return max(micros(written) or 0, 0) if isinstance(written, str) else 0
 
 
 def _touch(note: str) -> int:

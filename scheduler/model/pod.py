@@ -150,6 +150,7 @@ class Pod:
     gates: tuple[str, ...] = ()
     nominated: str = ""
     unschedulable: bool = False  # condition PodScheduled is False with reason Unschedulable: kube-scheduler parked it
+    asked_us: int = 0  # since when a new node is asked for it; 0 = none is
     touch: int = 0  # epoch up to which bindings in flight are void
     tokens: tuple[tuple[str, int], ...] = ()  # device resources asked, sorted, as the node must book them
     allocation: Allocation | None = None  # as written by the Binding; None where absent or unreadable

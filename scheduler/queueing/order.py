@@ -9,6 +9,7 @@ import numpy as np
 
 from policies.columns import BoolArray
 from policies.ordering import RequestRank, request_rank
+from scheduler import AUTOSCALE
 from scheduler.ledger.queues import Queues
 from scheduler.model.pod import Pod, Request
 from scheduler.model.reservation import Row
@@ -53,6 +54,8 @@ class Order:
         word = self.words.get(pod.uid, "")
         if word == "WaitingForGate" and not pod.gates:
             word = ""  # kube-scheduler has heard of it sooner than the watch
+        if word == AUTOSCALE:
+            return "GpusBusy"
         if word := word or self.queues.refusal(request.queue, request.namespace):
             return word
         return "WaitingForGang" if request.gang and request.gang_size > 1 else ""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from policies.columns import BoolArray
-from scheduler import GATE
+from scheduler import AUTOSCALE, GATE
 from scheduler.decision import explain
 from scheduler.decision.changes import CHANGE_MAX, ideas
 from scheduler.decision.explain import Cause, Why
@@ -38,6 +38,7 @@ SETTLED = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING, State.RELEASE
 BEHIND, GANG, QUOTA = "WaitingBehindPriority", "WaitingForGang", "WaitingForQuota"
 FIRST = (
     ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
+    (AUTOSCALE,),  # what the masks say of the nodes that are there matters less
     (),  # the masks' word, where no node could ever take it
     ("SchedulerNotRunning", "WaitingForGate", "BackingOff"),  # it takes no part in the turn
     (GANG,),

@@ -450,3 +450,22 @@ def test_our_labels_and_annotations_that_nobody_knows_are_warned_of_and_refuse_n
 def test_warnings_are_bounded() -> None:
     found = read_pod(pod(asking(gpu="1"), notes={f"tessera.dev/odd-{number}": "" for number in range(100)}))
     assert len(found.warnings) == 8
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked_us"),
+    [
+        pytest.param({}, 1_767_225_600_000_000, id="asked"),
+        pytest.param({"status": "True", "reason": "Reserved"}, 0, id="nominated"),
+        pytest.param({"reason": "Else"}, 0, id="another reason"),
+        pytest.param({"type": "PodScheduled"}, 0, id="another condition"),
+        pytest.param({"lastTransitionTime": "soon"}, 0, id="no instant"),
+        pytest.param({"lastTransitionTime": 7}, 0, id="no text"),
+        pytest.param({"lastTransitionTime": "1960-01-01T00:00:00Z"}, 0, id="before time"),
+    ],
+)
+def test_a_pod_tells_since_when_a_node_is_asked_for_it(condition: dict[str, Any], asked_us: int) -> None:
+    raw = pod(asking(gpu=1))
+    asked = {"type": "tessera.dev/Admitted", "status": "False", "reason": "WaitingForAutoscale"}
+    raw["status"] = {"conditions": [7, {**asked, "lastTransitionTime": "2026-01-01T00:00:00Z", **condition}]}
+    assert read_pod(raw).asked_us == asked_us
