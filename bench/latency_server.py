@@ -32,8 +32,8 @@ from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.metrics import Metrics
 from scheduler.web.extender import BODY_MAX, Extender
-from scheduler.web.patience import GuardedRunner
-from scheduler.web.routes import extender_app
+from scheduler.web.http1 import ListenerRunner
+from scheduler.web.routes import extender_routes
 from scheduler.web.views import Views
 
 LEARNED = 500  # requests that came before, so that every score has something to look at
@@ -56,8 +56,8 @@ def filled(nodes: int, seed: int) -> Desk:
     return desk
 
 
-def tessera(desk: Desk) -> tuple[web.Application, web.Application]:
-    """Return the product's extender application over a desk, and the control beside it."""
+def tessera(desk: Desk) -> tuple[web.BaseRunner, web.Application]:
+    """Return the product's extender port over a desk, and the control beside it."""
     metrics = Metrics(desk.clock, "bench")
 
     async def no_bind(_: BindArgs) -> str:
@@ -74,11 +74,11 @@ def tessera(desk: Desk) -> tuple[web.Application, web.Application]:
         return _measured()
 
     extender = Extender(desk, desk.clock, metrics, str, no_bind)
-    return extender_app(extender, Views(desk, metrics, str)), _control(control)
+    return ListenerRunner(extender_routes(extender, Views(desk, metrics, str)), BODY_MAX), _control(control)
 
 
-def canned() -> tuple[web.Application, web.Application]:
-    """Return an application that answers bytes of the lengths last asked for, and the control that sets them."""
+def canned() -> tuple[web.BaseRunner, web.Application]:
+    """Return a server of aiohttp that answers bytes of the lengths last asked for, and the control that sets them."""
     answers = {"filter": b"{}", "prioritize": b"[]"}
 
     async def answer(http: web.Request) -> web.Response:
@@ -92,7 +92,7 @@ def canned() -> tuple[web.Application, web.Application]:
 
     app = web.Application(client_max_size=BODY_MAX)
     app.router.add_post("/scheduler/{verb}", answer)
-    return app, _control(control)
+    return web.AppRunner(app, access_log=None), _control(control)
 
 
 def _control(handler: Handler) -> web.Application:
@@ -107,7 +107,7 @@ def _measured() -> web.Response:
     return web.json_response({"cpu_s": time.process_time(), "rss_mib": rss_mib})
 
 
-async def serve(timed: web.AppRunner, control: web.AppRunner) -> None:
+async def serve(timed: web.BaseRunner, control: web.BaseRunner) -> None:
     """Listen, say where, and stay."""
     ports = []
     for runner in (timed, control):
@@ -127,9 +127,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    ours = chosen.what == "tessera"
-    app, control = tessera(filled(chosen.nodes, chosen.seed)) if ours else canned()
-    timed = GuardedRunner(app, access_log=None) if ours else web.AppRunner(app, access_log=None)
+    timed, control = tessera(filled(chosen.nodes, chosen.seed)) if chosen.what == "tessera" else canned()
     uvloop.run(serve(timed, web.AppRunner(control, access_log=None)))
 
 

@@ -36,8 +36,10 @@ from scheduler.loops import forever
 from scheduler.model.queue import Queue
 from scheduler.store.store import Store
 from scheduler.store.writer import ThreadedWriter
+from scheduler.web.extender import BODY_MAX
+from scheduler.web.http1 import ListenerRunner
 from scheduler.web.patience import GuardedRunner
-from scheduler.web.routes import api_app, extender_app, metrics_app
+from scheduler.web.routes import api_app, extender_routes, metrics_app
 from scheduler.web.tls import Files, MutualTlsSite, RotatingContext, TlsSite
 from scheduler.web.webhook import Webhook, webhook_app
 
@@ -171,14 +173,15 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runners: list[web.AppRunner] = []
+    runners: list[web.BaseRunner] = []
     try:
         names = app.settings.extender.clientNames
         site = partial(MutualTlsSite, context=tls, allowed=names) if tls else web.TCPSite
+        kube_scheduler = ListenerRunner(extender_routes(app.extender, app.views), BODY_MAX, shutdown_timeout=HANG_UP_S)
         urls = [
-            await _listen(runners, extender_app(app.extender, app.views), options.extender, site),
-            await _listen(runners, api_app(app.views), options.api),
-            await _listen(runners, metrics_app(app.views), options.metrics),
+            await _listen(runners, kube_scheduler, options.extender, site),
+            await _listen(runners, _guarded(api_app(app.views)), options.api),
+            await _listen(runners, _guarded(metrics_app(app.views)), options.metrics),
         ]
         hook, certificate = await _listen_webhook(runners, app, options) if options.webhook else (None, None)
         ends = [loop.create_task(work) for work in (app.crew.failed(), stop.wait())]
@@ -239,7 +242,7 @@ def _say_ready(urls: list[str], webhook: str | None) -> None:
 
 
 async def _listen_webhook(
-    runners: list[web.AppRunner], app: App, options: Options
+    runners: list[web.BaseRunner], app: App, options: Options
 ) -> tuple[str, SharedCertificate | None]:
     """Listen for kube-apiserver; return the URL to call, and the certificate where Tessera makes its own."""
     listener = webhook_app(Webhook(app.metrics.registry))
@@ -253,18 +256,21 @@ async def _listen_webhook(
         names = [*service_names(namespace), *([] if host in EVERYWHERE else [host])]
         own = SharedCertificate(None if options.embedded else app.cluster, app.clock, namespace, names)
         context = own.context
-    url = await _listen(runners, listener, options.webhook, partial(TlsSite, context=context))
+    url = await _listen(runners, _guarded(listener), options.webhook, partial(TlsSite, context=context))
     return f"{url}/mutate", own
 
 
+def _guarded(app: web.Application) -> web.BaseRunner:
+    return GuardedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HANG_UP_S)
+
+
 async def _listen(
-    runners: list[web.AppRunner],
-    app: web.Application,
+    runners: list[web.BaseRunner],
+    runner: web.BaseRunner,
     address: str,
-    make: Callable[[web.AppRunner, str, int], web.BaseSite] = web.TCPSite,
+    make: Callable[[web.BaseRunner, str, int], web.BaseSite] = web.TCPSite,
 ) -> str:
     host, port = split(address)
-    runner = GuardedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HANG_UP_S)
     await runner.setup()
     runners.append(runner)
     try:

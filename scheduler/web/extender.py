@@ -17,7 +17,7 @@ from scheduler.desk import Desk
 from scheduler.intake.extender import BadBody, BindArgs, FilterArgs, read_bind, read_filter
 from scheduler.metrics import Metrics
 
-Reply = tuple[int, bytes]
+from .http1 import Reply
 
 BODY_MAX = 16 * 1024 * 1024
 """Bytes: 50,000 node names of the longest legal length (253) and a pod of 1.5 MiB fit, no more."""
@@ -47,6 +47,14 @@ class Extender:
     _tidying: bool = field(default=False, init=False)
 
     async def filter(self, body: bytes) -> Reply:
+        """As `filtered`, for callers to whom each verb is something to wait for."""
+        return self.filtered(body)
+
+    async def prioritize(self, body: bytes) -> Reply:
+        """As `prioritized`."""
+        return self.prioritized(body)
+
+    def filtered(self, body: bytes) -> Reply:
         """Answer POST /scheduler/filter."""
         with self.metrics.timed("filter"):
             self._asked_s = self.clock.monotonic()
@@ -65,7 +73,7 @@ class Extender:
             self._tidying = True
             self.clock.call_later(0, partial(self._tidy, asked_s))
 
-    async def prioritize(self, body: bytes) -> Reply:
+    def prioritized(self, body: bytes) -> Reply:
         """Answer POST /scheduler/prioritize; there is no error field, so trouble means equal scores."""
         with self.metrics.timed("prioritize"):
             try:

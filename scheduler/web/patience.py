@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import structlog
 from aiohttp import web
@@ -23,44 +23,66 @@ PER_ADDRESS = 256
 _SWEEP_S = 1.0
 
 
-class Guard:
-    """Makes the connections of one listener, counts them by address and ends those that only keep it waiting."""
+class Guest(Protocol):
+    """One connection that a `Crowd` counts."""
 
-    def __init__(self, within: Callable[[], asyncio.BaseProtocol]) -> None:
-        """Note what makes the connections' own protocol; nothing runs before the first of them."""
-        self._within = within
+    def tick(self, now_s: float) -> None:
+        """End what takes too long; called about once a second."""
+
+
+Member = TypeVar("Member", bound=Guest)
+
+
+class Crowd(Generic[Member]):
+    """The connections of one listener: counts them by address and has them look at the clock."""
+
+    def __init__(self) -> None:
+        """Start empty; nothing runs before the first of them."""
         self._counts: Counter[str] = Counter()
-        self._open: set[Patient] = set()
+        self._there: set[Member] = set()
 
-    def __call__(self) -> Patient:
-        """Return the protocol of a new connection."""
-        return Patient(self, cast("asyncio.Protocol", self._within()))
-
-    def enter(self, connection: Patient, address: str) -> bool:
+    def enter(self, connection: Member, address: str) -> bool:
         """Count a connection; False when its address has as many as it may."""
         if self._counts[address] >= PER_ADDRESS:
             log.warning("http.too_many_connections", address=address)
             return False
-        if not self._open:
+        if not self._there:
             asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
         self._counts[address] += 1
-        self._open.add(connection)
+        self._there.add(connection)
         return True
 
-    def leave(self, connection: Patient, address: str) -> None:
+    def leave(self, connection: Member, address: str) -> None:
         """Forget a connection that was counted."""
-        if connection in self._open:
-            self._open.discard(connection)
+        if connection in self._there:
+            self._there.discard(connection)
             self._counts[address] -= 1
             if not self._counts[address]:
                 del self._counts[address]
 
+    def members(self) -> list[Member]:
+        """Return the connections that are open."""
+        return list(self._there)
+
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        for connection in [one for one in self._open if one.late(loop.time())]:
-            connection.abort()
-        if self._open:
+        for connection in self.members():
+            connection.tick(loop.time())
+        if self._there:
             loop.call_later(_SWEEP_S, self._sweep)
+
+
+class Guard(Crowd["Patient"]):
+    """Makes the connections of a listener of aiohttp, and ends those that only keep it waiting."""
+
+    def __init__(self, within: Callable[[], asyncio.BaseProtocol]) -> None:
+        """Note what makes the connections' own protocol."""
+        super().__init__()
+        self._within = within
+
+    def __call__(self) -> Patient:
+        """Return the protocol of a new connection."""
+        return Patient(self, cast("asyncio.Protocol", self._within()))
 
 
 class Patient(asyncio.Protocol):
@@ -116,13 +138,10 @@ class Patient(asyncio.Protocol):
         """Take note that its answer is made."""
         self._busy = False
 
-    def late(self, now_s: float) -> bool:
-        """Say whether a header has been under way for too long."""
-        return self._since_s is not None and now_s - self._since_s > HEADERS_S
-
-    def abort(self) -> None:
-        """Close without a word."""
-        if self._transport is not None:
+    def tick(self, now_s: float) -> None:
+        """Close without a word when a header has been under way for too long."""
+        late = self._since_s is not None and now_s - self._since_s > HEADERS_S
+        if late and self._transport is not None:
             self._transport.abort()
 
 

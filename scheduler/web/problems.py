@@ -14,8 +14,12 @@ log = structlog.get_logger(__name__)
 
 def problem(status: int, code: str, detail: str) -> web.Response:
     """Return a problem document; `code` is stable, `detail` is a sentence for people."""
-    body = {"type": "about:blank", "title": code, "status": status, "detail": detail, "code": code}
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/problem+json")
+    return web.Response(status=status, body=document(status, code, detail), content_type="application/problem+json")
+
+
+def document(status: int, code: str, detail: str) -> bytes:
+    """Return the body of a problem document."""
+    return orjson.dumps({"type": "about:blank", "title": code, "status": status, "detail": detail, "code": code})
 
 
 @web.middleware

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiohttp import web
 
-from .extender import BODY_MAX, Extender, Reply
+from .extender import Extender
+from .http1 import Route
 from .openapi import READS, described
-from .patience import body_of, patience
+from .patience import patience
 from .problems import problems, refuse_encodings
 from .views import Views
 
 API_BODY_MAX = 256 * 1024
 
 
-def extender_app(extender: Extender, views: Views) -> web.Application:
-    """Serve kube-scheduler; loopback, or behind mutual TLS."""
-    app = web.Application(client_max_size=BODY_MAX, middlewares=[patience, problems, refuse_encodings])
-    app.router.add_post("/scheduler/filter", _verb(extender.filter))
-    app.router.add_post("/scheduler/prioritize", _verb(extender.prioritize))
-    app.router.add_post("/scheduler/bind", _verb(extender.bind))
-    app.router.add_get("/healthz", views.healthz)
-    app.router.add_get("/readyz", views.readyz)
-    return app
+def extender_routes(extender: Extender, views: Views) -> dict[str, Route]:
+    """Serve kube-scheduler; loopback, or behind mutual TLS. Its calls are too many for a framework: see `http1`."""
+    return {
+        "/scheduler/filter": Route("POST", extender.filtered),
+        "/scheduler/prioritize": Route("POST", extender.prioritized),
+        "/scheduler/bind": Route("POST", extender.bind),
+        "/healthz": Route("GET", views.live, "text/plain; charset=utf-8"),
+        "/readyz": Route("GET", views.ready, "text/plain; charset=utf-8"),
+    }
 
 
 def api_app(views: Views) -> web.Application:
@@ -45,11 +45,3 @@ def metrics_app(views: Views) -> web.Application:
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
     return app
-
-
-def _verb(answer: Callable[[bytes], Awaitable[Reply]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handler(http: web.Request) -> web.Response:
-        status, body = await answer(await body_of(http))
-        return web.Response(status=status, body=body, content_type="application/json")
-
-    return handler

@@ -148,7 +148,7 @@ class _Door(asyncio.Protocol):
 class TlsSite(web.BaseSite):
     """A TCP site of an aiohttp runner behind TLS, with less patience for a handshake than asyncio's own minute."""
 
-    def __init__(self, runner: web.AppRunner, host: str, port: int, *, context: ssl.SSLContext) -> None:
+    def __init__(self, runner: web.BaseRunner, host: str, port: int, *, context: ssl.SSLContext) -> None:
         """Choose the place; nothing listens yet.
 
         Args:
@@ -188,7 +188,7 @@ class MutualTlsSite(TlsSite):
     """A TCP site behind mutual TLS and a list of clients."""
 
     def __init__(
-        self, runner: web.AppRunner, host: str, port: int, *, context: RotatingContext, allowed: Collection[str]
+        self, runner: web.BaseRunner, host: str, port: int, *, context: RotatingContext, allowed: Collection[str]
     ) -> None:
         """Choose the place; nothing listens yet.
 

@@ -51,14 +51,23 @@ class Views:
     metrics_source: Metrics
     unready: Callable[[], str]
 
-    async def healthz(self, _: web.Request) -> web.Response:
+    def live(self, _: bytes) -> tuple[int, bytes]:
         """The process lives and its loop turns."""
+        return 200, b"ok"
+
+    def ready(self, _: bytes) -> tuple[int, bytes]:
+        """The inventory is complete and fresh, and the cluster is ours."""
+        reason = self.unready()
+        return (503, reason.encode()) if reason else (200, b"ok")
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """As `live`."""
         return web.Response(text="ok")
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """The inventory is complete and fresh, and the cluster is ours."""
-        reason = self.unready()
-        return web.Response(status=503, text=reason) if reason else web.Response(text="ok")
+        """As `ready`."""
+        status, text = self.ready(b"")
+        return web.Response(status=status, text=text.decode())
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The exposition text."""

@@ -24,8 +24,9 @@ from scheduler.ledger.ledger import advance
 from scheduler.ledger.taking import newborn
 from scheduler.metrics import Metrics
 from scheduler.model.reservation import Event
-from scheduler.web.extender import NAMES_MAX, Extender
-from scheduler.web.routes import api_app, extender_app, metrics_app
+from scheduler.web.extender import BODY_MAX, NAMES_MAX, Extender
+from scheduler.web.http1 import ListenerRunner
+from scheduler.web.routes import api_app, extender_routes, metrics_app
 from scheduler.web.views import Views
 from tests.objects import raw_node, raw_pod
 
@@ -54,10 +55,13 @@ class Faces:
         self.bound.append(args)
         return self.problem
 
+    def runner(self) -> ListenerRunner:
+        return ListenerRunner(extender_routes(self.extender, self.views), BODY_MAX, shutdown_timeout=0.1)
+
 
 @asynccontextmanager
-async def serving(app: web.Application) -> AsyncGenerator[aiohttp.ClientSession, None]:
-    runner = web.AppRunner(app, access_log=None)
+async def serving(served: web.Application | web.BaseRunner) -> AsyncGenerator[aiohttp.ClientSession, None]:
+    runner = web.AppRunner(served, access_log=None) if isinstance(served, web.Application) else served
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
@@ -77,7 +81,7 @@ def body(gpus: int = 1, names: list[str] | None = None) -> bytes:
 
 
 async def test_filter_names_one_node_with_a_content_length() -> None:
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving(Faces().runner()) as client:
         answer = await client.post("/scheduler/filter", data=body())
         assert answer.status == 200
         assert "Content-Length" in answer.headers
@@ -88,7 +92,7 @@ async def test_filter_names_one_node_with_a_content_length() -> None:
 
 
 async def test_a_refusal_is_one_constant_for_every_node_offered() -> None:
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving(Faces().runner()) as client:
         first = await (await client.post("/scheduler/filter", data=body(gpus=99))).read()
         again = await (await client.post("/scheduler/filter", data=body(gpus=99))).read()
     assert first == again
@@ -100,7 +104,7 @@ async def test_a_refusal_is_one_constant_for_every_node_offered() -> None:
 
 
 async def test_prioritize_is_a_bare_list() -> None:
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving(Faces().runner()) as client:
         reply = orjson.loads(await (await client.post("/scheduler/prioritize", data=body())).read())
     assert {entry["Host"] for entry in reply} == {"a", "b"}
     assert max(entry["Score"] for entry in reply) == 10
@@ -108,7 +112,7 @@ async def test_prioritize_is_a_bare_list() -> None:
 
 async def test_bind_passes_the_identity_on_and_tells_what_went_wrong() -> None:
     args = {"PodName": "p", "PodNamespace": "default", "PodUID": "u", "Node": "a"}
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving((faces := Faces()).runner()) as client:
         assert orjson.loads(await (await client.post("/scheduler/bind", json=args)).read()) == {"Error": ""}
         faces.problem = "no"
         assert orjson.loads(await (await client.post("/scheduler/bind", json=args)).read()) == {"Error": "no"}
@@ -118,14 +122,14 @@ async def test_bind_passes_the_identity_on_and_tells_what_went_wrong() -> None:
 @pytest.mark.parametrize("verb", ["filter", "prioritize", "bind"])
 @pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"null", b'{"Pod":1}', b"\xff\xfe", b'{"NodeNames":[1]}'])
 async def test_junk_is_a_400_with_a_sentence(verb: str, junk: bytes) -> None:
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving(Faces().runner()) as client:
         answer = await client.post(f"/scheduler/{verb}", data=junk)
         assert answer.status == 400
         assert orjson.loads(await answer.read())["Error"].startswith("extender.malformed: ")
 
 
 async def test_compressed_bodies_are_refused_unread() -> None:
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving(Faces().runner()) as client:
         answer = await client.post(
             "/scheduler/filter", data=gzip.compress(body()), headers={"Content-Encoding": "gzip"}
         )
@@ -135,7 +139,7 @@ async def test_compressed_bodies_are_refused_unread() -> None:
 
 async def test_fifty_thousand_names_pass_and_one_more_does_not() -> None:
     names = [f"node-{number:06}.{'x' * 200}" for number in range(NAMES_MAX)]
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving(Faces().runner()) as client:
         assert await status(client.post("/scheduler/filter", data=io.BytesIO(body(names=names)))) == 200
         assert await status(client.post("/scheduler/filter", data=io.BytesIO(body(names=[*names, "one"])))) == 400
         assert await status(client.post("/scheduler/filter", data=io.BytesIO(b" " * (17 << 20)))) == 413
@@ -150,7 +154,7 @@ async def test_a_million_names_are_refused_unread(verb: str, monkeypatch: pytest
 
 
 async def test_nothing_is_decided_before_the_inventory_is_ready() -> None:
-    async with serving(extender_app((faces := Faces()).extender, faces.views)) as client:
+    async with serving((faces := Faces()).runner()) as client:
         faces.unready = "starting"
         assert orjson.loads(await (await client.post("/scheduler/filter", data=body())).read())["Error"]
         assert await status(client.get("/readyz")) == 503

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,17 +12,34 @@ from aiohttp import web
 
 from scheduler.web import patience
 from scheduler.web.patience import GuardedRunner
-from scheduler.web.routes import extender_app
+from scheduler.web.problems import problems
 from tests.web.test_faces import Faces, body
 
 HEAD = b"POST /scheduler/filter HTTP/1.1\r\nHost: x\r\n"
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+async def take(http: web.Request) -> web.Response:
+    return web.Response(body=b"%d" % len(await patience.body_of(http)))
+
+
+def framework() -> web.BaseRunner:
+    app = web.Application(middlewares=[patience.patience, problems])
+    app.router.add_post("/scheduler/filter", take)
+    return GuardedRunner(app, access_log=None, shutdown_timeout=0.1)
+
+
+STACKS: dict[str, Callable[[], web.BaseRunner]] = {"http1": lambda: Faces().runner(), "aiohttp": framework}
+
+
+@pytest.fixture(params=STACKS)
+def stack(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @asynccontextmanager
-async def listening() -> AsyncGenerator[int, None]:
-    faces = Faces()
-    runner = GuardedRunner(extender_app(faces.extender, faces.views), access_log=None, shutdown_timeout=0.1)
+async def listening(stack: str) -> AsyncGenerator[int, None]:
+    runner = STACKS[stack]()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield runner.addresses[0][1]
@@ -47,20 +64,24 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /scheduler/fil", HEAD])
-async def test_a_header_that_does_not_come_ends_the_connection(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_header_that_does_not_come_ends_the_connection(
+    stack: str, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "HEADERS_S", 0.05)
     monkeypatch.setattr(patience, "_SWEEP_S", 0.02)
-    async with listening() as port, asyncio.timeout(10):
+    async with listening(stack) as port, asyncio.timeout(10):
         reader, writer = await connected(port, start)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
         writer.close()
 
 
-async def test_the_next_header_on_a_kept_connection_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_next_header_on_a_kept_connection_has_its_own_time(
+    stack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "HEADERS_S", 0.05)
     monkeypatch.setattr(patience, "_SWEEP_S", 0.02)
-    async with listening() as port, asyncio.timeout(10):
+    async with listening(stack) as port, asyncio.timeout(10):
         reader, writer = await connected(port, whole(body()))
         assert b" 200 " in await answer(reader)
         writer.write(whole(body()))
@@ -71,9 +92,9 @@ async def test_the_next_header_on_a_kept_connection_has_its_own_time(monkeypatch
         writer.close()
 
 
-async def test_a_body_that_does_not_come_is_answered_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_come_is_answered_and_let_go(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "BODY_S", 0.05)
-    async with listening() as port, asyncio.timeout(10):
+    async with listening(stack) as port, asyncio.timeout(10):
         reader, writer = await connected(port, HEAD + b"Content-Length: 100\r\n\r\n{")
         said = await answer(reader)
         assert b" 408 " in said
@@ -81,9 +102,9 @@ async def test_a_body_that_does_not_come_is_answered_and_let_go(monkeypatch: pyt
         writer.close()
 
 
-async def test_one_address_has_a_bounded_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_address_has_a_bounded_number_of_connections(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PER_ADDRESS", 3)
-    async with listening() as port, asyncio.timeout(10):
+    async with listening(stack) as port, asyncio.timeout(10):
         pairs = [await connected(port, whole(body())) for _ in range(3)]
         for reader, _ in pairs:
             assert b" 200 " in await answer(reader)

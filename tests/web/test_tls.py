@@ -14,9 +14,9 @@ import orjson
 import pytest
 import trustme
 import uvloop
-from aiohttp import web
 
 from scheduler.errors import ConfigError
+from scheduler.web.http1 import ListenerRunner, Route
 from scheduler.web.tls import Files, MutualTlsSite, RotatingContext, names_of
 
 CLIENT = "kube-scheduler.tessera"
@@ -45,15 +45,13 @@ class Stage:
         self.files.cert.write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
         self.clients.cert_pem.write_to_path(str(self.files.client_ca))
 
-    async def handle(self, http: web.Request) -> web.Response:
-        self.reached.append(http.path)
-        return web.Response(body=b"%d" % len(await http.read()))
+    def handle(self, body: bytes) -> tuple[int, bytes]:
+        self.reached.append("/scheduler/filter")
+        return 200, b"%d" % len(body)
 
     @asynccontextmanager
     async def listening(self, *allowed: str) -> AsyncIterator[RotatingContext]:
-        app = web.Application()
-        app.router.add_post("/scheduler/filter", self.handle)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        runner = ListenerRunner({"/scheduler/filter": Route("POST", self.handle)}, 1 << 20, shutdown_timeout=0.1)
         await runner.setup()
         context = RotatingContext.of(self.files)
         await MutualTlsSite(runner, "127.0.0.1", 0, context=context, allowed=allowed or (CLIENT,)).start()
