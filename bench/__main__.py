@@ -281,7 +281,7 @@ def quality(
     if as_json or not report["ok"]:
         _finish(report, as_json=as_json)
     replays.show(report)
-    _finish({key: value for key, value in report.items() if key not in {"rows", "sources"}}, as_json=False)
+    _finish({key: value for key, value in report.items() if key not in {"rows", "sources", "fragments"}}, as_json=False)
 
 
 @app.command()

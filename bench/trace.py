@@ -19,6 +19,7 @@ from bench.kube_objects import node_object, pod_object
 
 Json = dict[str, Any]
 
+CARDS_MAX, AMOUNT_MAX = 64, 1 << 40
 LOAD = 1.3  # arrivals end when the GPUs asked reach this part of the cluster's
 NODES = "openb_node_list_gpu_node.csv"
 MEMORY_MIB = {"T4": 15360, "P100": 16384, "V100M16": 16384, "V100M32": 32768, "A10": 23028}
@@ -124,6 +125,67 @@ def load(name: str, folder: Path | None) -> Trace:
         return Trace(machines, [_task(row) for row in _rows(listed)], f"{name} (Alibaba openb, public trace)")
     except (OSError, KeyError, ValueError) as error:
         raise TraceError(f"{listed}: cannot be read as a trace: {error!r}") from error
+
+
+def load_all(written: str, folder: Path | None, nodes: Path | None) -> dict[str, Trace]:
+    """Return the traces of a comma list by their names, such as `default`.
+
+    Args:
+        written: such as `openb:default,gpushare100`, or the path of a CSV file of pods.
+        folder: where named traces lie.
+        nodes: CSV file of nodes; then `written` is a path.
+
+    Raises:
+        TraceError: as `load` and `load_files`, or `nodes` is missing.
+    """
+    if nodes is not None or written.endswith(".csv"):
+        if nodes is None:
+            raise TraceError(f"--trace {written}: name the file of its nodes too: --nodes FILE.")
+        return {Path(written).stem: load_files(Path(written), nodes)}
+    kind, _, variants = written.partition(":")
+    names = [variant.removeprefix(f"{kind}:") for variant in variants.split(",")]
+    return {name: load(f"{kind}:{name}", folder) for name in dict.fromkeys(names)}
+
+
+def load_files(pods: Path, nodes: Path) -> Trace:
+    """Return a trace of one's own: two CSV files with the columns of the public one.
+
+    Args:
+        pods: `name, cpu_milli, memory_mib, num_gpu, gpu_milli`, optionally `gpu_spec`.
+        nodes: `sn, cpu_milli, memory_mib, gpu, model`.
+
+    Raises:
+        TraceError: a file cannot be read, or a number in it makes no sense.
+    """
+    listed = nodes
+    try:
+        machines = [_machine(row) for row in _rows(nodes)]
+        listed = pods
+        trace = Trace(machines, [_task(row) for row in _rows(pods)], f"{pods.name} on {nodes.name}")
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise TraceError(f"{listed}: cannot be read as a trace: {error!r}") from error
+    _check(trace, pods, nodes)
+    return trace
+
+
+def _check(trace: Trace, pods: Path, nodes: Path) -> None:
+    """Refuse what could not be replayed."""
+    if not trace.gpu_milli or not any(task.gpu_milli for task in trace.tasks):
+        raise TraceError(f"{pods} on {nodes}: there is no GPU, or nobody asks for one.")
+    for machine in trace.machines:
+        if not (0 <= machine.gpus <= CARDS_MAX and 0 <= machine.cpu_milli < AMOUNT_MAX):
+            raise TraceError(f"{nodes}: {machine.name} has {machine.gpus} GPUs and {machine.cpu_milli} milli-CPU.")
+    for task in trace.tasks:
+        if not 0 <= task.cpu_milli < AMOUNT_MAX or not 0 <= task.memory_mib < AMOUNT_MAX:
+            raise TraceError(f"{pods}: {task.name} asks {task.cpu_milli} milli-CPU and {task.memory_mib} MiB.")
+        whole = task.milli == MILLI and 0 <= task.gpus <= CARDS_MAX
+        if not whole and not (task.gpus == 1 and 0 < task.milli < MILLI) and (task.gpus or task.milli):
+            raise TraceError(
+                f"{pods}: {task.name} asks {task.gpus} GPUs of {task.milli} milli; 1000 each, or 1 of less."
+            )
+    for names, path in (([one.name for one in trace.machines], nodes), ([one.name for one in trace.tasks], pods)):
+        if len(set(names)) < len(names):
+            raise TraceError(f"{path}: a name is there twice.")
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
