@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.model.reservation import Change, Credit, Row
 from scheduler.store import database, schema
 from scheduler.store.audit import PAGE, accounts_digest, read_accounts, read_page, read_row, verify_from
+from scheduler.store.prepared import Prepared
 
 CHECKPOINT_EVERY = 1000
 
@@ -39,6 +40,7 @@ _update_row = (
     )
     .values({name: sa.bindparam(name) for name in _ROW_COLUMNS if name != "id"})
 )
+_insert_line = sa.insert(schema.journal)
 _update_head = (
     sa.update(schema.identity)
     .where(
@@ -60,6 +62,23 @@ _update_account = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """What every commit runs."""
+
+    insert_row: Prepared
+    update_row: Prepared
+    insert_line: Prepared
+    update_head: Prepared
+    update_account: Prepared
+
+    @classmethod
+    def of(cls, dialect: sa.Dialect) -> Self:
+        """Compile them for this kind of database."""
+        every = (_insert_row, _update_row, _insert_line, _update_head, _update_account)
+        return cls(*(Prepared(statement, dialect) for statement in every))
+
+
 class Store:
     """One open ledger. `open` takes it for writing, `read` looks at it beside a running process.
 
@@ -77,6 +96,7 @@ class Store:
         self._engine = engine
         self._closing = ExitStack()
         self._writer: sa.Connection | None = None
+        self._statements = _Statements.of(engine.dialect)
         # The in-memory database has one connection for everybody; a file gives each reader its own.
         self._guard = threading.RLock() if isinstance(engine.pool, sa.StaticPool) else nullcontext()
         self._head = (0, GENESIS)
@@ -240,7 +260,8 @@ class Store:
     def commit(self, batch: Sequence[tuple[Change, ...]]) -> list[Exception | None]:
         """Write a group of transactions durably; per transaction None, or why nothing of it was written.
 
-        All of them share one database transaction. If one does not fit (ConflictError), each is written on its own, in
+        All of them share one database transaction; a group without any change only
+        proves that the database takes writes. If one does not fit (ConflictError), each is written on its own, in
         order, so that only the guilty one fails. Any other failure (StoreError) fails them all.
         """
         try:
@@ -261,12 +282,14 @@ class Store:
             raise ConflictError("A change carries the fence of another writer.")
         lines = self._lines(changes)
         if not lines:
+            with self._guard, database.translated(), self._writer.begin():
+                _prove(self._writer)
             return
         checkpoint = self._checkpoint
         with self._guard, database.translated(), self._writer.begin():
             self._move_head(self._writer, lines[-1])
-            _write_rows(self._writer, changes)
-            self._writer.execute(sa.insert(schema.journal), lines)
+            self._write_rows(self._writer, changes)
+            self._statements.insert_line.run(self._writer, lines)
             new = self._write_accounts(self._writer, account_lines(lines))
             _write_credits(self._writer, changes)
             if lines[-1]["seq"] - checkpoint >= CHECKPOINT_EVERY:
@@ -286,7 +309,7 @@ class Store:
     def _move_head(self, connection: sa.Connection, last: Line) -> None:
         """Take the journal's end from the line we know to the new last one; this is the fence check, too."""
         given = {"my_fence": self.fence, "was_seq": self._head[0], "seq": last["seq"], "hash": last["hash"]}
-        if connection.execute(_update_head, given).rowcount != 1:
+        if self._statements.update_head.run(connection, [given]) != 1:
             raise ConflictError("Another Tessera has taken this ledger over; this one must stop writing and restart.")
 
     def _write_accounts(self, connection: sa.Connection, more: Accounts) -> set[tuple[str, str]]:
@@ -300,27 +323,32 @@ class Store:
                 {"of_queue": queue, "of_resource": name, "more_pending": pending, "more_posted": posted}
                 for (queue, name), (pending, posted) in sorted(more.items())
             ]
-            connection.execute(_update_account, given)
+            self._statements.update_account.run(connection, given)
         return new
 
+    def _write_rows(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
+        """Write rows, each only over the row it was made from."""
+        born = [_columns(change.after) for change in changes if change.before is None]
+        if born:
+            self._statements.insert_row.run(connection, born)
+        moved = [
+            {
+                "was_id": change.before.id,
+                "was_epoch": change.before.epoch,
+                "was_state": change.before.state.value,
+                **_columns(change.after),
+            }
+            for change in changes
+            if change.before is not None
+        ]
+        if moved and self._statements.update_row.run(connection, moved) != len(moved):
+            raise ConflictError("The row has changed since this change was made from it.")
 
-def _write_rows(connection: sa.Connection, changes: Sequence[Change]) -> None:
-    """Write rows, each only over the row it was made from."""
-    born = [_columns(change.after) for change in changes if change.before is None]
-    if born:
-        connection.execute(_insert_row, born)
-    moved = [
-        {
-            "was_id": change.before.id,
-            "was_epoch": change.before.epoch,
-            "was_state": change.before.state.value,
-            **_columns(change.after),
-        }
-        for change in changes
-        if change.before is not None
-    ]
-    if moved and connection.execute(_update_row, moved).rowcount != len(moved):
-        raise ConflictError("The row has changed since this change was made from it.")
+
+def _prove(connection: sa.Connection) -> None:
+    """Write a line and take it back: what is not written is not proven, and what is the same is not written."""
+    connection.execute(sa.insert(schema.accounts), [{"queue": "", "resource": "", "pending": 0, "posted": 0}])
+    connection.execute(sa.delete(schema.accounts).where(schema.accounts.c.queue == ""))
 
 
 def _write_credits(connection: sa.Connection, changes: Sequence[Change]) -> None:
