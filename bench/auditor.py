@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.allocations import flaw, over_held, parsed, self_overlap, slices_wrong
 from bench.oracle import Json, Oracle, bound_to, forbidden, observe, ours, terminal
-from bench.queue_oracle import GATE, Rule, Tree, held_now, misordered, read_queues, violations, was_held
+from bench.queue_oracle import Rule, Tree, misordered, read_queues, runnable, violations, waiting_pods, was_held
 from bench.replay import Replay, replay
 
 QUIET_S = 30.0
@@ -238,21 +238,12 @@ class Audit:
 
     def _check_waiting_pods(self) -> dict[str, Json]:
         """Try every unbound pod where order and quota let it run; return the waiting ones by namespace/name."""
-        waiting = {
-            uid: pod
-            for uid, pod in self._mine.items()
-            if not (bound_to(pod) or terminal(pod) or pod["metadata"].get("deletionTimestamp"))
-        }
-        runs = [pod for pod in self._mine.values() if bound_to(pod) and not terminal(pod)]
-        held = held_now(runs, self._nodes, self._dump.tree.keys(), self._allocations)
-        for uid, pod in waiting.items():
-            self.checked += len(self._nodes)
-            other = {one["name"] for one in pod["spec"].get("schedulingGates") or ()} - {GATE}
-            fits = [] if other else self._oracle.judge(pod)
-            nodes = self._rule.free_to(pod, fits, list(waiting.values()), held) if fits else []
-            if nodes:
-                self._found("waiting_placeable", uid, f"{self._name(uid)} waits and fits on {', '.join(nodes[:3])}")
-        return {f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": pod for pod in waiting.values()}
+        waiting = waiting_pods(self._mine.values())
+        self.checked += len(self._nodes) * len(waiting)
+        able = runnable(list(self._mine.values()), self._oracle, self._rule, self._allocations)
+        for uid, nodes in able.items():
+            self._found("waiting_placeable", uid, f"{self._name(uid)} waits and fits on {', '.join(nodes[:3])}")
+        return {f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": pod for pod in waiting}
 
     def _quiet_filters(self, waiting: Mapping[str, Json]) -> dict[str, list[float]]:
         """Return the times of /filter calls for each waiting pod within the final quiet time."""

@@ -55,6 +55,13 @@ class Child:
         """Send a signal, such as SIGSTOP and SIGCONT to pause it; no error when it has ended."""
         self._process.send_signal(number)
 
+    async def ended(self, timeout_s: float) -> int | None:
+        """Wait until it ends by itself and return its exit status (negative: the signal), None when it does not."""
+        try:
+            return await asyncio.to_thread(self._process.wait, timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     async def stop(self, *, timeout_s: float = 20.0) -> int:
         """Ask it to end, kill it when it does not in time; return its exit status (negative: the signal)."""
         self._process.terminate()

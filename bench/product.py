@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,11 @@ class Product:
         self.extender = self.api = self.webhook = ""
         self.ready_s: list[float] = []
 
-    async def start(self) -> None:
+    async def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start it and wait for its ready line.
+
+        Args:
+            environment: more variables, for this start alone.
 
         Raises:
             ProductError: it ended, or was not ready in time.
@@ -57,7 +61,8 @@ class Product:
         listeners = [f"--{name}=127.0.0.1:0" for name in ("extender", "api", "metrics")]
         acting = [f"--kubeconfig={self._kubeconfig}"] if self._kubeconfig else []
         argv = [*_COMMAND, "serve", *acting, f"--db={self.db}", *listeners, *self._flags]
-        child = self._child = Child("Tessera", argv, log, {**os.environ, "TESSERA_STATE": str(self._folder)})
+        env = {**os.environ, "TESSERA_STATE": str(self._folder), **(environment or {})}
+        child = self._child = Child("Tessera", argv, log, env)
         while (line := _ready_line(log)) is None:
             if not child.alive:
                 raise ProductError(f"Tessera ended while starting; the end of {log}:\n{child.tail()}")
@@ -91,6 +96,18 @@ class Product:
         """
         if self._child and not self._child.alive:
             raise ProductError(f"Tessera ended by itself; the end of {self._child.log}:\n{self._child.tail()}")
+
+    async def died(self, timeout_s: float) -> bool:
+        """Wait until it has died of SIGKILL, and say whether it did.
+
+        Raises:
+            ProductError: it ended in another way.
+        """
+        assert self._child is not None
+        status = await self._child.ended(timeout_s)
+        if status not in {None, -signal.SIGKILL}:
+            self.check()
+        return status is not None
 
     async def kill(self) -> None:
         """SIGKILL it and wait until it is gone; nothing happens when it does not run."""

@@ -1,30 +1,37 @@
-"""A recording proxy between kube-scheduler and Tessera's extender, which can strike while a pod is in flight.
+"""Proxies that can strike while a pod is in flight: before Tessera's extender, and between Tessera and kube-apiserver.
 
-kube-scheduler keeps one address for the whole run; the proxy forwards to wherever Tessera listens at the moment and
-answers 502 while it is down. Every call is recorded in the order of its answer.
+kube-scheduler keeps one address for the whole run; `Proxy` forwards to wherever Tessera listens at the moment and
+answers 502 while it is down. Every call is recorded in the order of its answer. `ApiProxy` passes everything on,
+watches included, until the Binding whose answer never comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 import orjson
 from aiohttp import web
+from yarl import URL
 
 Json = dict[str, Any]
 
 NAMES_KEPT = 16
 _BODY_MAX = 64 << 20
 _TIMEOUT_S = 10.0
+_HOP = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
+_CREATED = 201
 
 
 class Moment(StrEnum):
@@ -141,6 +148,92 @@ class Proxy:
             with contextlib.suppress(asyncio.CancelledError):
                 await call
         return _failed(f"killed {strike.moment}")
+
+
+class ApiProxy:
+    """Stands before kube-apiserver under its certificate; `async with` starts and stops it.
+
+    Attributes:
+        url: what a client names as its server.
+    """
+
+    def __init__(self, server: str, ca_file: Path, certificate: Path, key: Path) -> None:
+        """Note whom it stands before, who signed that one's certificate, and the certificate to show."""
+        self.url = ""
+        self._server = server
+        self._trust = ssl.create_default_context(cafile=str(ca_file))
+        self._shown = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._shown.load_cert_chain(certificate, key)
+        self._strike: Strike | None = None
+        self._killing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Listen on a free port of the loopback."""
+        connector = aiohttp.TCPConnector(ssl=self._trust, limit=0)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+        )
+        app = web.Application(client_max_size=_BODY_MAX)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._shown)
+        await site.start()
+        _, port = self._runner.addresses[0][:2]
+        self.url = f"https://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+        await self._session.close()
+
+    def arm(self, strike: Strike) -> None:
+        """Let the next Binding be applied and its answer never come."""
+        assert self._strike is None, "one strike at a time"
+        self._strike = strike
+
+    def disarm(self) -> None:
+        """Take back a strike that has not fallen."""
+        self._strike = None
+
+    def kubeconfig(self, of: Path, to: Path) -> Path:
+        """Write a kubeconfig like another, but with this proxy as its server; return its path."""
+        config = json.loads(of.read_text())
+        config["clusters"][0]["cluster"]["server"] = self.url
+        to.write_text(json.dumps(config))
+        return to
+
+    async def _handle(self, http: web.Request) -> web.StreamResponse:
+        headers = {name: value for name, value in http.headers.items() if name.lower() not in _HOP}
+        url = URL(self._server + http.raw_path, encoded=True)
+        try:
+            async with self._session.request(http.method, url, data=await http.read(), headers=headers) as said:
+                if said.status == _CREATED and http.path.endswith("/binding"):
+                    await self._strike_now()
+                kept = {name: value for name, value in said.headers.items() if name.lower() not in _HOP}
+                answer = web.StreamResponse(status=said.status, headers=kept)
+                await answer.prepare(http)
+                async for chunk in said.content.iter_any():
+                    await answer.write(chunk)
+                await answer.write_eof()
+                return answer
+        except aiohttp.ClientError as error:
+            return web.Response(status=502, text=f"kube-apiserver is not there: {type(error).__name__}")
+
+    async def _strike_now(self) -> None:
+        """Kill the client, if a strike waits, before it can hear of its Binding."""
+        strike, self._strike = self._strike, None
+        if strike:
+            self._killing = asyncio.create_task(_killed(strike))
+            await asyncio.shield(self._killing)  # the client's death cancels whoever serves it
+
+
+async def _killed(strike: Strike) -> None:
+    await strike.kill()
+    strike.fell.set()
 
 
 def _failed(why: str) -> Answer:

@@ -13,7 +13,21 @@ from pathlib import Path
 import yaml
 
 from bench.allocations import read_allocation
-from bench.oracle import Json, Oracle, demand, device_ask, distinct, forbidden, labels, model_matches, observe, quantity
+from bench.oracle import (
+    Json,
+    Oracle,
+    bound_to,
+    demand,
+    device_ask,
+    distinct,
+    forbidden,
+    labels,
+    model_matches,
+    observe,
+    ours,
+    quantity,
+    terminal,
+)
 
 GPU = "nvidia.com/gpu"
 MIG = "nvidia.com/mig-"
@@ -238,6 +252,32 @@ def violations(lines: Iterable[Json], pods: Mapping[str, Json], nodes: Mapping[s
                 why = (tree.beyond(held, queue, key) for key in keys if needs[key])
                 found += [f"line {line.get('seq')}: {line.get('name')}: {one}" for one in why if one]
     return found
+
+
+def waiting_pods(pods: Iterable[Json]) -> list[Json]:
+    """Return our pods that are neither bound nor ended nor being deleted."""
+    ended = (terminal, bound_to, lambda pod: pod["metadata"].get("deletionTimestamp"))
+    return [pod for pod in pods if ours(pod) and not any(over(pod) for over in ended)]
+
+
+def runnable(pods: Sequence[Json], oracle: Oracle, rule: Rule, allocations: Mapping[str, Json]) -> dict[str, list[str]]:
+    """Return who waits though order, quota and room would let it run now: its nodes by uid.
+
+    Args:
+        pods: all pods of ours.
+        oracle: the nodes as they are.
+        rule: nodes and queues.
+        allocations: by uid.
+    """
+    waiting = waiting_pods(pods)
+    runs = [pod for pod in pods if ours(pod) and bound_to(pod) and not terminal(pod)]
+    held = held_now(runs, rule.nodes, rule.tree.keys(), allocations)
+    found = {}
+    for pod in waiting:
+        other = {one["name"] for one in pod["spec"].get("schedulingGates") or ()} - {GATE}
+        fits = [] if other else oracle.judge(pod)
+        found[pod["metadata"]["uid"]] = rule.free_to(pod, fits, waiting, held) if fits else []
+    return {uid: nodes for uid, nodes in found.items() if nodes}
 
 
 def held_now(

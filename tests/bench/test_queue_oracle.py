@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bench.kube_objects import pod_object
-from bench.queue_oracle import Rule, Tree, misordered, read_queues, violations
+from bench.oracle import observe
+from bench.queue_oracle import Rule, Tree, misordered, read_queues, runnable, violations
 from tests.objects import raw_node
 
 FILE = """
@@ -104,3 +105,26 @@ def test_a_waiting_pod_is_free_to_run_only_where_nobody_before_it_could(tree: Tr
 def test_a_pod_behind_another_keeps_nodes_that_are_of_no_use_to_that_one() -> None:
     rule = Rule({"a": raw_node("a"), "t4": raw_node("t4", product="Tesla-T4", gpus=2)})
     assert rule.free_to(pod("second", 1, at=1), ["a", "t4"], [pod("first", 4)], Counter()) == ["t4"]
+
+
+def test_who_could_run_is_the_first_of_its_queue_with_room_and_quota(tree: Tree) -> None:
+    nodes = [raw_node("a", gpus=4)]
+    runs = {**pod("runs", 2, held=False), "status": {"phase": "Running"}}
+    runs["spec"]["nodeName"] = "a"
+    rule = Rule({"a": nodes[0]}, tree)
+    held = {"runs": {"containers": {"main": [{"dev": dev, "kind": "whole"} for dev in (0, 1)]}}}
+
+    def able(*waiting: dict[str, Any]) -> list[str]:
+        pods = [runs, *waiting]
+        return sorted(runnable(pods, observe(nodes, pods, held), rule, held))
+
+    first, second, large = pod("first", 1, at=1), pod("second", 1, at=2), pod("large", 3, "right")
+    assert able(first, second) == ["first"]
+    assert able(first, large) == ["first"]  # two GPUs are free
+    assert able(second) == ["second"]
+    assert able(pod("much", 3)) == []  # no quota: 3 and one to borrow, of which 2 are used
+    gated = pod("gated", 1)
+    gated["spec"]["schedulingGates"].append({"name": "somebody/else"})
+    assert able(gated) == []
+    ended = {**first, "status": {"phase": "Failed"}}
+    assert able(ended, second) == ["second"]
