@@ -12,11 +12,14 @@ import threading
 from dataclasses import dataclass
 
 from scheduler.errors import BusyError, StoreError
-from scheduler.model.reservation import Change
+from scheduler.model.reservation import Change, Event
 from scheduler.store.store import Store
 
 GROUP_MAX = 64
 WAITING_MAX = 4096
+PATIENT = frozenset({Event.POST, Event.START})
+"""Steps that tell of what the cluster shows by itself: nobody's decision or answer waits until they are written."""
+PATIENCE_S = 0.005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +53,16 @@ class InlineWriter:
 
 
 class ThreadedWriter:
-    """One thread that writes: each database transaction takes everything that waits, up to 64 transactions."""
+    """One thread that writes: each database transaction takes everything that waits, until it has 64 transactions.
+
+    A transaction of patient steps alone goes along with the next one, or by itself after some milliseconds.
+    """
 
     def __init__(self, store: Store) -> None:
         """Start the thread; the store stays the caller's to close, after this writer."""
         self._store = store
-        self._waiting: queue.Queue[_Job | None] = queue.Queue(WAITING_MAX)
+        self._waiting: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._patient: list[_Job] = []  # before any that is handed over later
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
@@ -70,11 +77,16 @@ class ThreadedWriter:
         """
         if self._closed:
             raise StoreError("The ledger is closed: Tessera is stopping.")
-        job = _Job(changes, asyncio.get_running_loop().create_future())
-        try:
-            self._waiting.put_nowait(job)
-        except queue.Full:
-            raise BusyError(f"{WAITING_MAX} commits wait already; try again in a moment.") from None
+        if self._waiting.qsize() + len(self._patient) >= WAITING_MAX:
+            raise BusyError(f"{WAITING_MAX} commits wait already; try again in a moment.")
+        loop = asyncio.get_running_loop()
+        urgent = not changes or any(change.entry.event not in PATIENT for change in changes)
+        job = _Job(changes, loop.create_future())
+        self._patient.append(job)
+        if urgent or len(self._patient) == GROUP_MAX:
+            self._hand_over()
+        elif len(self._patient) == 1:
+            loop.call_later(PATIENCE_S, self._hand_over)
         # The commit happens even when its caller goes away; only the waiting can be cancelled.
         await job.done
 
@@ -82,9 +94,15 @@ class ThreadedWriter:
         """Write what waits, then end the thread."""
         if not self._closed:
             self._closed = True
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._waiting.put, None)
-            await loop.run_in_executor(None, self._thread.join)
+            self._hand_over()
+            self._waiting.put(None)
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _hand_over(self) -> None:
+        """Let the thread have what waits, in order."""
+        if self._patient:
+            self._waiting.put(self._patient)
+            self._patient = []
 
     def _run(self) -> None:
         while group := self._take():
@@ -97,12 +115,12 @@ class ThreadedWriter:
     def _take(self) -> list[_Job]:
         """Return what waits, at least one job; an empty list when closed and nothing waits before that."""
         group: list[_Job] = []
-        job = self._waiting.get()
-        while job is not None:
-            group.append(job)
-            if len(group) == GROUP_MAX or self._waiting.empty():
+        more = self._waiting.get()
+        while more is not None:
+            group += more
+            if len(group) >= GROUP_MAX or self._waiting.empty():
                 return group
-            job = self._waiting.get()
+            more = self._waiting.get()
         if group:
             self._waiting.put(None)
         return group

@@ -98,6 +98,28 @@ async def test_closing_writes_what_waits_and_then_refuses(ledger: Counting) -> N
     ledger.close()
 
 
+async def test_patient_steps_are_written_with_the_next_transaction_or_alone_after_a_moment(ledger: Counting) -> None:
+    writer = ThreadedWriter(ledger)
+    lives = {name: history(State.BINDING, name) for name in "ab"}
+    for life in lives.values():
+        await writer.commit(tuple(life))
+    posts = [(step(life[-1].after, Event.POST),) for life in lives.values()]
+    ledger.groups.clear()
+    first = asyncio.ensure_future(writer.commit(posts[0]))
+    await asyncio.sleep(0)
+    await writer.commit(submit("c"))
+    assert first.done()
+    await writer.commit(posts[1])
+    assert ledger.groups == [2, 1]
+    assert [line["request"] for line in ledger.journal()][-3:] == ["a", "c", "b"]
+    last = asyncio.ensure_future(writer.commit((step(posts[0][0].after, Event.START),)))
+    await asyncio.sleep(0)
+    await writer.close()  # does not wait for its moment
+    await last
+    assert ledger.load()[0]["a"].state is State.RUNNING
+    ledger.close()
+
+
 async def test_a_caller_that_goes_away_does_not_stop_its_commit(ledger: Counting) -> None:
     writer = ThreadedWriter(ledger)
     job = asyncio.ensure_future(writer.commit(submit("a")))
