@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import structlog
 
@@ -32,6 +33,8 @@ DRAIN_S = 3.0
 BUSY, BUSY_S = 429, 0.1  # status of an API server that did nothing, and the shortest wait for it
 BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 
+_Answer: TypeAlias = asyncio.Future[None]
+
 
 class BindRefused(Exception):  # noqa: N818 - an answer to kube-scheduler, not a failure of ours
     """The bind cannot be; kube-scheduler shows the sentence and tries the pod again."""
@@ -43,7 +46,10 @@ REFUSALS = (BindRefused, DoesNotFit, StoreError, ApiError, UnknownOutcome)
 
 @dataclass(slots=True)
 class Binder:
-    """Runs binds, one per pod at a time; a repeated call for the same pod joins the one that runs."""
+    """Runs binds, one per pod at a time; a repeated call for the same pod joins the one that runs.
+
+    The answer is given as soon as the API server has the Binding; that the ledger knows follows.
+    """
 
     desk: Desk
     cluster: Cluster
@@ -51,24 +57,25 @@ class Binder:
     settler: Settler
     clock: Clock
     deadline_s: float = 1.5
-    _running: dict[str, tuple[str, asyncio.Task[None]]] = field(default_factory=dict)
+    _running: dict[str, tuple[str, asyncio.Task[None], _Answer]] = field(default_factory=dict)
 
     async def bind(self, args: BindArgs) -> str:
         """Bind and return an empty string, or the sentence that says why not (yet).
 
         Past the deadline the bind goes on in the background and its outcome is read back.
         """
-        node, task = self._running.get(args.uid, ("", None))
-        if task is None:
-            until_s = self.clock.monotonic() + self.deadline_s
-            task = asyncio.get_running_loop().create_task(self._bind(args, until_s))
-            self._running[args.uid] = (args.node, task)
+        node, _, answer = self._running.get(args.uid, ("", None, None))
+        if answer is None:
+            until_s, loop = self.clock.monotonic() + self.deadline_s, asyncio.get_running_loop()
+            answer = loop.create_future()
+            task = loop.create_task(self._bind(args, until_s, answer))
+            self._running[args.uid] = (args.node, task, answer)
             task.add_done_callback(lambda done: self._done(args.uid, done))
         elif node != args.node:
             return f"a bind to node {node} is in flight for this pod"
         try:
             async with asyncio.timeout(self.deadline_s):
-                await asyncio.shield(task)
+                await asyncio.shield(answer)
         except TimeoutError:
             return "the bind takes longer than its deadline; its outcome is read back"
         except REFUSALS as error:
@@ -77,7 +84,7 @@ class Binder:
 
     async def drain(self) -> None:
         """Let the binds in flight end, for a while; the others are left to the next start, which reads them back."""
-        running = [task for _, task in self._running.values()]
+        running = [task for _, task, _ in self._running.values()]
         if running:
             _, late = await asyncio.wait(running, timeout=DRAIN_S)
             for task in late:
@@ -85,18 +92,25 @@ class Binder:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _done(self, uid: str, task: asyncio.Task[None]) -> None:
-        del self._running[uid]
+        _, _, answer = self._running.pop(uid)
         error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            answer.cancel()
+        elif error is None and not answer.done():
+            answer.set_result(None)
         if error is not None:
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()  # whoever asked may be gone
             say = log.info if isinstance(error, REFUSALS) else log.error
             say("bind.refused", request=uid, error=str(error), kind=type(error).__name__)
             self.settler.mark(uid)
 
-    async def _bind(self, args: BindArgs, until_s: float) -> None:
+    async def _bind(self, args: BindArgs, until_s: float, answer: _Answer) -> None:
         async with self.settler.alone(args.uid):
-            await self._bind_alone(args, until_s)
+            await self._bind_alone(args, until_s, answer)
 
-    async def _bind_alone(self, args: BindArgs, until_s: float) -> None:
+    async def _bind_alone(self, args: BindArgs, until_s: float, answer: _Answer) -> None:
         row = self.desk.book.rows.get(args.uid)
         if row is not None and row.state is State.BINDING:
             await self.settler.resolve(args.uid)
@@ -119,6 +133,7 @@ class Binder:
             raise
         await fault("bind.commit.after")
         await self._post(pod, changes[-1].after)
+        answer.set_result(None)
         await fault("bind.confirm.before")
         await self._confirm(args.uid)
         log.info("bound", pod=f"{args.namespace}/{args.name}", node=args.node, request=args.uid)
