@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("bench", "policies", "scheduler")
+PACKAGES = ("bench", "nodeagent", "policies", "scheduler")
 LINT = [
     sys.executable,
     "-c",
@@ -61,6 +61,13 @@ def test_the_tree_keeps_every_contract(tree: Path) -> None:
         pytest.param("kubernetes", "scheduler/web/__init__.py", "import kubernetes", id="a second API client"),
         pytest.param("sql", "scheduler/web/__init__.py", "import sqlalchemy", id="SQL in a handler"),
         pytest.param("web", "scheduler/web/__init__.py", "import scheduler.kube.port", id="a handler calls the API"),
+        pytest.param("packages", "nodeagent/collect.py", "import scheduler.model.node", id="the agent knows the house"),
+        pytest.param("agent", "nodeagent/collect.py", "import numpy", id="the agent grows heavy"),
+        pytest.param("nvml", "nodeagent/collect.py", "import pynvml", id="a second way to the driver"),
+        pytest.param(
+            "wire", "scheduler/intake/node.py", "import nodeagent.collect", id="Tessera reaches into the agent"
+        ),
+        pytest.param("thought", "nodeagent/report.py", "import time", id="the wire format reads the clock"),
     ],
 )
 def test_a_planted_breach_is_caught(tree: Path, contract: str, module: str, line: str) -> None:
