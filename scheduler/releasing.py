@@ -78,6 +78,7 @@ class Releaser:
     _slots: set[str] = field(default_factory=set)  # uids that are written to
     _void: dict[str, None] = field(default_factory=dict)  # uids whose nomination has to be cleared
     _later: dict[str, float] = field(default_factory=dict)  # uid -> not tried again before, monotonic
+    _overdue: dict[str, int] = field(default_factory=dict)  # uid -> epoch whose time is over, said once
     _quiet_s: float = 0.0  # nothing is written before, because the API server is busy
     _lease: bool | None = None
     _absent_s: float = -BACK_S  # when the Lease was last found stale
@@ -140,6 +141,7 @@ class Releaser:
         """Take stock, and return what is to be done now, by uid, each in a slot that is free."""
         if not self._begun:
             self._begin()
+        self._watch_time()
         now_s, works = self.clock.monotonic(), dict[str, Coroutine[None, None, None]]()
         for uid, (epoch, _) in list(self.desk.order.astray.items()):
             row = self.desk.book.rows.get(uid)
@@ -166,6 +168,23 @@ class Releaser:
                 works[uid] = self._release(pod, row)
                 room -= 1
         return works
+
+    def _watch_time(self) -> None:
+        """Have reservations looked at as soon as their time is over; forget who was pending and is no more."""
+        now_us, rows, before = self.clock.wall_us(), self.desk.book.rows, self._overdue
+        self._overdue = {
+            uid: row.epoch
+            for uid in self.out.keys() | self.pending.keys()
+            if (row := rows.get(uid)) is not None and row.state is State.RESERVED and 0 < row.deadline_us <= now_us
+        }
+        for uid in sorted(uid for uid, epoch in self._overdue.items() if before.get(uid) != epoch):
+            self.settler.mark(uid)
+        for uid in [uid for uid in self.pending if uid not in self._slots]:
+            row, pod = rows.get(uid), self.desk.registry.pods.get(uid)
+            if row is None or row.state is not State.RESERVED:
+                self._sent(uid)
+                if pod is not None and pod.nominated:
+                    self._void[uid] = None  # a former process let it go
 
     def _begin(self) -> None:
         """Go on where the last process ended: what is reserved may be nominated or not, gated or not."""

@@ -354,6 +354,27 @@ async def test_a_kill_in_the_middle_of_many_loses_nobody(point: str) -> None:
         await place.check()
 
 
+async def test_what_a_dead_process_let_go_is_given_up_in_time_and_its_nominations_are_taken_back() -> None:
+    async with town("a", "b") as place:
+        await held(place, "first", gpus=1)
+        await place.until(lambda: "first" in place.bound(), 5)
+        deaf(place)
+        pods = [await held(place, f"p{number}", gpus=1) for number in range(6)]
+        await place.until(lambda: all(place.state(pod) is State.RESERVED for pod in pods), 5)
+        await place.wait(1)
+        assert all([(await place.get(f"p{number}"))["status"]["nominatedNodeName"] for number in range(6)])
+        place.kill()
+        await place.wait(45)  # so that no sweep of the next process falls on the deadline
+        await place.start()
+        assert await place.until(lambda: all(place.row(pod).epoch > 1 for pod in pods), 150) < 80
+        await place.wait(5)
+        assert [place.state(pod) for pod in pods].count(State.RESERVED) <= 1, "one pod at most tries who is there"
+        for pod in pods:
+            if place.state(pod) is State.QUEUED:
+                now = await place.get(pod["metadata"]["name"])
+                assert not now["status"].get("nominatedNodeName"), "it would hold room for nobody"
+
+
 async def test_a_direct_pod_that_waits_is_refused_in_a_word_and_nominated_when_its_turn_has_come() -> None:
     async with town("a") as place:
         await place.pod("first", gpus=8)
