@@ -6,9 +6,9 @@ here is durable; a claim becomes so when the caller commits the changes that it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ from scheduler.model.reservation import Change, Event, Row, State
 from scheduler.queueing.charging import Charging
 from scheduler.queueing.order import Order
 from scheduler.queueing.turn import Amounts, Barrier
+
+Later: TypeAlias = Callable[[Callable[[], None]], None]
 
 REFUSALS_MAX = 100_000
 OFFERED_MAX = 1024  # rows kept with an intent: 8 kB; kube-scheduler's default sampling offers fewer
@@ -109,10 +111,11 @@ class Desk:
 
     # extender verbs
 
-    def filter(self, pod: Pod, offered: Sequence[str]) -> Answer:
+    def filter(self, pod: Pod, offered: Sequence[str], later: Later = lambda act: act()) -> Answer:
         """Name the best of the offered nodes, and intend the first of them for this pod.
 
-        A pod that fitted nowhere in the cluster is refused at once until something was freed.
+        A pod that fitted nowhere in the cluster is refused at once until something was freed. `later` may put off
+        noting the intent, but only until the reply is on its way: nothing else may be asked of the desk before.
         """
         self.lapse()
         self.called_s = self.clock.monotonic()
@@ -127,10 +130,15 @@ class Desk:
         best = board.best(rows, self.count)
         if best.size:
             names = [self.registry.columns.names[row] for row in best.tolist()]
-            self.intend(pod, int(best[0]), board.ask, named=names, offered=rows if len(rows) <= OFFERED_MAX else None)
-            answer = Answer(names)
-        else:
-            answer = self._refusal(pod, rows)
+
+            def mean() -> None:
+                kept = rows if len(rows) <= OFFERED_MAX else None
+                self.intend(pod, int(best[0]), board.ask, named=names, offered=kept)
+                self._put_back(pod.uid, aside)
+
+            later(mean)
+            return Answer(names)
+        answer = self._refusal(pod, rows)
         self._put_back(pod.uid, aside)
         return answer
 
@@ -411,14 +419,8 @@ class Desk:
 
     def rows(self, uid: str, offered: Sequence[str]) -> npt.NDArray[np.intp]:
         """Return the rows of the offered nodes that are known and not left out for this pod."""
-        rows = self.registry.columns.rows
         excluded = self.intents.excluded(uid, self.clock.monotonic())
-        names = [name for name in offered if name not in excluded] if excluded else offered
-        try:
-            return np.fromiter(map(rows.__getitem__, names), np.intp, len(names))
-        except KeyError:  # seldom: kube-scheduler knows a node that the watch has not told of yet
-            found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
-            return found[found >= 0]
+        return self.registry.columns.find([name for name in offered if name not in excluded] if excluded else offered)
 
     def hold_claim(self, row: Row, pod: Pod, allocation: Allocation | None) -> None:
         """Keep room and quota for a row that the ledger says holds them (at start, or when a bound pod is adopted)."""

@@ -6,8 +6,9 @@ that `view` returns shares memory with these live arrays and is closed for writi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +129,15 @@ class Columns:
             used = len(self.names)
             self._view = Snapshot(**{name: array[..., :used] for name, array in self._arrays.items()})  # type: ignore[arg-type]
         return self._view
+
+    def find(self, names: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Return the rows of these nodes, in their order; names of no node are left out."""
+        rows = self.rows
+        try:
+            return np.fromiter(map(rows.__getitem__, names), np.intp, len(names))
+        except KeyError:  # seldom: kube-scheduler knows a node that the watch has not told of yet
+            found = np.fromiter(map(rows.get, names, repeat(-1)), np.intp, len(names))
+            return found[found >= 0]
 
     def row(self, node: Node) -> int:
         """Return the node's row, making one when it is new, with room for all it brings."""

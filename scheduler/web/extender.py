@@ -45,23 +45,35 @@ class Extender:
     filter_deadline_s: float = 0.8
     _asked_s: float = field(default=0.0, init=False)
     _tidying: bool = field(default=False, init=False)
+    _left: Callable[[], None] | None = field(default=None, init=False)
 
     async def filter(self, body: bytes) -> Reply:
         """As `filtered`, for callers to whom each verb is something to wait for."""
-        return self.filtered(body)
+        reply = self.filtered(body)
+        self.settle()
+        return reply
 
     async def prioritize(self, body: bytes) -> Reply:
         """As `prioritized`."""
         return self.prioritized(body)
 
     def filtered(self, body: bytes) -> Reply:
-        """Answer POST /scheduler/filter."""
+        """Answer POST /scheduler/filter; `settle` is to follow as soon as the reply is written."""
         with self.metrics.timed("filter"):
             self._asked_s = self.clock.monotonic()
             if not self._tidying:
                 self._tidying = True
                 self.clock.call_later(QUIET_S, partial(self._tidy, self._asked_s))
             return self._filter(body)
+
+    def settle(self) -> None:
+        """Note what the last answer intends: kube-scheduler need not wait for it, and nobody else comes before it."""
+        left, self._left = self._left, None
+        if left is not None:
+            left()
+
+    def _leave(self, act: Callable[[], None]) -> None:
+        self._left = act
 
     def _tidy(self, asked_s: float) -> None:
         """Once nobody has asked for a moment, do the next call's work ahead of it, a little at a time."""
@@ -112,8 +124,9 @@ class Extender:
             return self._bad("filter", BadBody(f"more than {NAMES_MAX} node names in one call"))
         if self.unready():
             return self._error("filter", "Tessera's view of the cluster is not ready")
-        answer = self.desk.filter(args.pod, args.names)
+        answer = self.desk.filter(args.pod, args.names, self._leave)
         if self.clock.monotonic() - started > self.filter_deadline_s:
+            self.settle()
             self.desk.drop_intent(args.pod.uid)
             return self._error("filter", "the decision took longer than its deadline")
         if answer.reason:

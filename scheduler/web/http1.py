@@ -41,11 +41,12 @@ _DIGITS_MAX = 12  # of a length that is worth reading
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path: its method, who answers, and the type of the answers."""
+    """One path: its method, who answers, the type of the answers, and what is done as soon as one is written."""
 
     method: str
     answer: Answer
     kind: str = "application/json"
+    after: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +167,12 @@ class Connection(asyncio.Protocol):
         self._reading, self._since_s = _Reading.HEAD, self._loop.time()
         self._stalled_s: float | None = None  # since when the client does not read
         self._full = self._retired = False
+        self._open = self._known = self._headed = self._expects = self._old = self._bare = False
+        self._size = self._spent = self._headers = 0
+        self._target = b""
         self._parts: list[bytes] = []
         self._route: Route | None = None
         self._refusal: _Said | None = None
-        self.on_message_begin()
-        self._open = False
 
     # the connection
 
@@ -363,15 +365,23 @@ class Connection(asyncio.Protocol):
         if call.refusal is not None or call.route is None:
             self._say(call, call.refusal or _refused(404))
             return
+        self._answer(call, call.route)
+
+    def _answer(self, call: _Call, route: Route) -> None:
         try:
-            reply = call.route.answer(call.body)
+            reply = route.answer(call.body)
+            if isinstance(reply, tuple):
+                said = _Said(*reply, route.kind)
+            else:
+                self.task = self._loop.create_task(self._finish(call, route, reply))
+                return
         except Exception as error:  # noqa: BLE001 - one bad request never ends the process
-            self._say(call, _failed(error, call.route))
-            return
-        if isinstance(reply, tuple):
-            self._say(call, _Said(*reply, call.route.kind))
-        else:
-            self.task = self._loop.create_task(self._finish(call, call.route, reply))
+            said = _failed(error, route)
+        try:
+            self._say(call, said)
+        finally:
+            if route.after is not None:
+                route.after()
 
     async def _finish(self, call: _Call, route: Route, reply: Awaitable[Reply]) -> None:
         try:

@@ -19,7 +19,7 @@ API_BODY_MAX = 256 * 1024
 def extender_routes(extender: Extender, views: Views) -> dict[str, Route]:
     """Serve kube-scheduler; loopback, or behind mutual TLS. Its calls are too many for a framework: see `http1`."""
     return {
-        "/scheduler/filter": Route("POST", extender.filtered),
+        "/scheduler/filter": Route("POST", extender.filtered, after=extender.settle),
         "/scheduler/prioritize": Route("POST", extender.prioritized),
         "/scheduler/bind": Route("POST", extender.bind),
         "/healthz": Route("GET", views.live, "text/plain; charset=utf-8"),

@@ -55,7 +55,9 @@ class Port:
         return 200, body
 
     def fail(self, body: bytes) -> Reply:
-        raise BusyError(BUSY) if body else ZeroDivisionError
+        if not body:
+            raise ZeroDivisionError
+        raise BusyError(BUSY)
 
     def huge(self, body: bytes) -> Reply:
         self.heard.append(body)
@@ -406,9 +408,9 @@ def test_replies_leave_at_once(loop: object) -> None:
 class Wire(asyncio.Transport):
     """Takes what is written, one entry per write."""
 
-    def __init__(self) -> None:
+    def __init__(self, writes: list[bytes] | None = None) -> None:
         super().__init__()
-        self.writes: list[bytes] = []
+        self.writes: list[bytes] = [] if writes is None else writes
         self.closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -430,6 +432,24 @@ class Wire(asyncio.Transport):
 
     def abort(self) -> None:
         self.closed = True
+
+
+async def test_what_comes_after_a_reply_comes_before_everything_else() -> None:
+    told: list[bytes] = []
+
+    def answer(body: bytes) -> Reply:
+        told.append(b"answer " + body)
+        return 200, body
+
+    def after() -> None:
+        told.append(b"after")
+
+    connection = Listener({"/echo": Route("POST", answer, after=after)}, 100)()
+    connection.connection_made(Wire(told))
+    connection.data_received(post("/echo", b"1") + post("/echo", b"2"))
+    await settled(connection)
+    assert [one.split()[0] for one in told] == [b"answer", b"HTTP/1.1", b"after"] * 2
+    connection.connection_lost(None)
 
 
 async def settled(connection: Connection) -> None:
