@@ -223,7 +223,7 @@ class Desk:
     def _take(self, pod: Pod, node: Node, row: int, *, offered: Rows | None) -> tuple[Change, ...]:
         """Judge one node and book it. Raises DoesNotFit; then nothing was changed."""
         board, here = self._board(pod, FILTER_MASKS), np.asarray([row], np.intp)
-        reason = board.settle(here).headline(here)
+        reason = board.settle(here if offered is None else np.append(offered, here)).headline(here)
         if reason and not pod.request.claims:
             raise DoesNotFit(reason)
         return self._book(pod, node, board, row, offered=offered)
@@ -249,6 +249,7 @@ class Desk:
         if excluded := self.intents.excluded(pod.uid, now_s):
             left_out = [columns.rows.get(name, -1) for name in excluded]
             rows = np.setdiff1d(np.arange(self.registry.snapshot().nodes) if rows is None else rows, left_out)
+        board.settle()  # the record counts them all
         best = board.best(rows)
         if not best.size:
             return None

@@ -28,6 +28,7 @@ from .near import Near
 from .pipeline import Failed, judge
 
 BOARDS_MAX = 64
+FEW = 3  # so many of the best are found sooner one by one than by sorting
 TIDIED_AT_ONCE = 256  # less than 1 ms
 ROWS_MAX = 1_000_000  # of all boards together, about 80 MB
 
@@ -90,6 +91,9 @@ class Board:
     def best(self, rows: Rows | None = None, count: int = 1) -> Rows:
         """Return up to `count` of these nodes that pass, best first; None = of all nodes; one named twice is one."""
         if rows is None:
+            if not self._stale.any():
+                order = _top(self._keys, count) if len(self._keys) else np.zeros(0, np.intp)
+                return order[self._keys.take(order) != b""]
             rows = np.arange(self._snapshot.nodes)
         if not len(rows):
             return rows
@@ -191,7 +195,8 @@ class Board:
         stale = np.flatnonzero(self._stale.take(rows))
         ceilings = keys.take(stale)
         keys[stale] = b""
-        floor = keys.take(_top(keys, count))[-1] if count <= len(keys) else b""
+        top = _top(keys, count)
+        floor = keys[top[-1]] if len(top) == count else b""
         due = stale[ceilings > floor]
         if len(due) and floor:
             due = due[self._bounds(rows.take(due)) > floor]
@@ -250,14 +255,25 @@ class Board:
 
 
 def _top(keys: Keys, count: int) -> Rows:
-    """Return where the `count` largest keys are, largest first; all of them when there are fewer."""
+    """Return where the `count` largest keys are, largest first; fewer where there are no more that pass."""
     if count == 1:
         return np.asarray([keys.argmax()], np.intp)
+    if count <= FEW:
+        return _few(keys.copy(), count)
     if len(keys) < 4 * count:
         return keys.argsort()[::-1][:count]
     heads = keys.view(">u8").reshape(len(keys), -1)[:, 0].astype(np.uint64)
     some = np.flatnonzero(heads >= np.partition(heads, -count)[-count])
     return some[keys[some].argsort()[::-1][:count]]
+
+
+def _few(keys: Keys, count: int) -> Rows:
+    """Return the same by one look at all keys for each; they are crossed out."""
+    found: list[np.intp] = []
+    while len(found) < count and keys[at := keys.argmax()]:
+        found.append(at)
+        keys[at] = b""
+    return np.asarray(found, np.intp)
 
 
 @dataclass(slots=True)

@@ -6,10 +6,12 @@ Invariant: a decision record fits in 2,048 bytes of UTF-8 and holds integers onl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
+import orjson
 
 from scheduler.model.pod import Refusal
 
@@ -21,6 +23,7 @@ from .reasons import OF_REQUEST, REASONS
 
 RECORD_BYTES_MAX = 2048
 NAME_BYTES_MAX = 256  # as JSON writes it; a Kubernetes name has at most 253
+_PLAIN = re.compile(r"[a-z0-9.-]*")  # what JSON writes as it is
 
 
 class Left(TypedDict):
@@ -56,11 +59,9 @@ def record(board: Board, chosen: int, names: Sequence[str], generation: int, *, 
         Compact JSON with sorted keys, at most 2,048 bytes; scores in millionths. No runner-up: null.
     """
     failed = board.settle(None if rows is None else np.append(rows, chosen))
-    others = np.delete(np.arange(len(names)), chosen) if rows is None else rows[rows != chosen]
-    told = [
-        {"node": _short(names[row]), "scores": _scores(board, row)} for row in (chosen, *board.best(others).tolist())
-    ]
-    text = json.dumps(
+    others = [row for row in board.best(rows, 2).tolist() if row != chosen]
+    told = [{"node": _short(names[row]), "scores": _scores(board, row)} for row in (chosen, *others[:1])]
+    text = orjson.dumps(
         {
             "v": 1,
             "generation": generation,
@@ -68,12 +69,10 @@ def record(board: Board, chosen: int, names: Sequence[str], generation: int, *, 
             "chosen": told[0],
             "runner_up": told[1] if len(told) > 1 else None,
         },
-        ensure_ascii=False,
-        separators=(",", ":"),
-        sort_keys=True,
+        option=orjson.OPT_SORT_KEYS,
     )
-    assert len(text.encode()) <= RECORD_BYTES_MAX, "policy names too long for a decision record"
-    return text
+    assert len(text) <= RECORD_BYTES_MAX, "policy names too long for a decision record"
+    return text.decode()
 
 
 def funnel(failed: Failed, rows: Rows | None = None) -> list[tuple[str, int]]:
@@ -129,6 +128,8 @@ def _scores(board: Board, row: int) -> list[dict[str, int]]:
 
 def _short(name: str) -> str:
     """Cut a name so that JSON writes it in at most 256 bytes; what UTF-8 cannot write becomes a question mark."""
+    if len(name) < NAME_BYTES_MAX - 1 and _PLAIN.fullmatch(name):
+        return name
     name = name.encode("utf-8", "replace").decode()[:NAME_BYTES_MAX]
     while len(json.dumps(name, ensure_ascii=False).encode()) > NAME_BYTES_MAX:
         name = name[:-1]
