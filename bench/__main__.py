@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,10 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.errors import BenchError
 from bench.oracle import Json
 
 FAILED, USAGE = 1, 64
 _CLICK_USAGE = 2
+Say = Callable[[str], None]
 
 app = typer.Typer(
     help="Benches; each checks its own answers and fails when one is wrong.",
@@ -65,8 +67,7 @@ def cluster(
         _replay((trace, traces, seed), dump, most=arrivals, held=way == "queue", as_json=as_json)
     if kills > pods // 5:
         _refuse(f"{kills} kills need at least {kills * 5} pods, so that one is in flight at each.")
-    from bench.cluster import BenchError, Settings, run_cluster  # noqa: PLC0415 - usage errors need no aiohttp
-    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as above
+    from bench.cluster import Settings, run_cluster  # noqa: PLC0415 - usage errors need no aiohttp
     from bench.workload import UnreachableError  # noqa: PLC0415 - as above
 
     with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
@@ -80,30 +81,17 @@ def cluster(
             held=way == "queue",
             queues=queues.resolve() if queues else None,
         )
-        try:
-            report = asyncio.run(run_cluster(settings, _narrator()))
-        except UnreachableError as error:
-            _refuse(str(error))
-        except (BenchError, UnavailableError) as error:
-            report = {"seed": seed, "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+        _run(lambda say: run_cluster(settings, say), seed=seed, as_json=as_json, usage=UnreachableError)
 
 
 def _replay(what: tuple[str, Path | None, int], dump: Path | None, *, most: int, held: bool, as_json: bool) -> NoReturn:
     """Run a trace (its name, where traces lie, the seed) instead of the mix."""
-    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
     from bench.trace import TraceError  # noqa: PLC0415 - as in cluster
-    from bench.trace_run import Settings, TraceRunError, run_trace  # noqa: PLC0415 - as in cluster
+    from bench.trace_run import Settings, run_trace  # noqa: PLC0415 - as in cluster
 
     with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
         settings = Settings(*what, dump or Path(temporary), most, held)
-        try:
-            report = asyncio.run(run_trace(settings, _narrator()))
-        except TraceError as error:
-            _refuse(str(error))
-        except (TraceRunError, UnavailableError) as error:
-            report = {"seed": what[2], "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+        _run(lambda say: run_trace(settings, say), seed=what[2], as_json=as_json, usage=TraceError)
 
 
 @app.command()
@@ -137,13 +125,9 @@ def throughput(
     if way != "direct":
         _refuse("Only --way direct is available yet.")
     from bench import throughput as rates  # noqa: PLC0415 - as in cluster
-    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
 
-    try:
-        report = asyncio.run(rates.run_throughput(rates.Settings(nodes, pods, rounds), _narrator()))
-    except (rates.ThroughputError, UnavailableError) as error:
-        report = {"seed": None, "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+    settings = rates.Settings(nodes, pods, rounds)
+    _run(lambda say: rates.run_throughput(settings, say), seed=None, as_json=as_json)
 
 
 @app.command()
@@ -159,12 +143,8 @@ def latency(
     sizes, counts = _numbers(nodes, "--nodes", 32), _numbers(k, "--k", 1)
     from bench import latency as waits  # noqa: PLC0415 - as in cluster
 
-    try:
-        report = asyncio.run(waits.run_latency(waits.Settings(sizes, counts, rounds, seed), _narrator()))
-        waits.show(report)
-    except waits.LatencyError as error:
-        report = {"seed": seed, "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+    settings = waits.Settings(sizes, counts, rounds, seed)
+    _run(lambda say: waits.run_latency(settings, say), seed=seed, as_json=as_json, show=waits.show)
 
 
 @app.command()
@@ -176,13 +156,8 @@ def coldstart(
 ) -> None:
     """Seconds from the start of a killed Tessera to its ready line, on a real API server."""
     from bench import coldstart as starts  # noqa: PLC0415 - as in cluster
-    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
 
-    try:
-        report = asyncio.run(starts.run_coldstart(nodes, pods, _narrator()))
-    except (starts.ColdstartError, UnavailableError) as error:
-        report = {"seed": None, "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+    _run(lambda say: starts.run_coldstart(nodes, pods, say), seed=None, as_json=as_json)
 
 
 @app.command()
@@ -200,11 +175,7 @@ def hostile(
         _refuse("Tessera has no agents port yet; use --port extender, webhook or api.")
     from bench import hostile as attacks  # noqa: PLC0415 - as in cluster
 
-    try:
-        report = asyncio.run(attacks.run_hostile(port, bodies, seed, _narrator()))
-    except attacks.HostileError as error:
-        report = {"seed": seed, "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+    _run(lambda say: attacks.run_hostile(port, bodies, seed, say), seed=seed, as_json=as_json)
 
 
 @app.command()
@@ -214,15 +185,30 @@ def admission(
     as_json: AsJson = False,
 ) -> None:
     """Create every pod of a table on a real API server, while the webhook is up and while it is down."""
-    from bench.admission import AdmissionError, run_admission  # noqa: PLC0415 - as in cluster
-    from bench.kube_binaries import UnavailableError  # noqa: PLC0415 - as in cluster
-    from bench.product import ProductError  # noqa: PLC0415 - as in cluster
+    from bench.admission import run_admission  # noqa: PLC0415 - as in cluster
+
+    _run(lambda say: run_admission(seed, say), seed=seed, as_json=as_json)
+
+
+@app.command()
+def crash(
+    *,
+    points: Annotated[str, typer.Option(help="Where Tessera dies, such as C3-C5,C8.")] = "C3-C8",
+    each: Annotated[int, typer.Option(min=1, help="Trials of each.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the passings at which it dies.")] = 1,
+    dump: Annotated[Path | None, typer.Option(help="Folder for the dump and the logs of each trial.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Kill Tessera at each point between a reservation and its Binding, and see everybody come through."""
+    from bench import crash as deaths  # noqa: PLC0415 - as in cluster
 
     try:
-        report = asyncio.run(run_admission(seed, _narrator()))
-    except (AdmissionError, ProductError, UnavailableError) as error:
-        report = {"seed": seed, "ok": False, "error": str(error)}
-    _finish(report, as_json=as_json)
+        chosen = deaths.read_points(points)
+    except ValueError as error:
+        _refuse(str(error))
+    with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
+        settings = deaths.Settings(chosen, each, seed, dump or Path(temporary))
+        _run(lambda say: deaths.run_crash(settings, say), seed=seed, as_json=as_json, show=deaths.show)
 
 
 @app.command("queue-turn")
@@ -368,7 +354,35 @@ def _numbers(written: str, option: str, least: int) -> tuple[int, ...]:
     return numbers
 
 
-def _narrator() -> Callable[[str], None]:
+def _run(
+    work: Callable[[Say], Coroutine[object, object, Json]],
+    *,
+    seed: int | None,
+    as_json: bool,
+    show: Callable[[Json], None] | None = None,
+    usage: type[Exception] | tuple[()] = (),
+) -> NoReturn:
+    """Run a bench to its report, or to the sentence that says why there is none, and finish.
+
+    Args:
+        work: takes what writes progress.
+        seed: for the report of a bench that could not be finished.
+        as_json: as for `_finish`.
+        show: prints the bench's own table for people to stderr.
+        usage: what it raises when it was asked for something that cannot be.
+    """
+    try:
+        report = asyncio.run(work(_narrator()))
+    except usage as error:
+        _refuse(str(error))
+    except BenchError as error:
+        _finish({"seed": seed, "ok": False, "error": str(error)}, as_json=as_json)
+    if show:
+        show(report)
+    _finish(report, as_json=as_json)
+
+
+def _narrator() -> Say:
     """Return what writes progress to stderr, with the seconds since now."""
     console, begun = Console(stderr=True), time.monotonic()
     return lambda text: console.print(f"[dim]{time.monotonic() - begun:6.1f} s[/dim]  {text}", highlight=False)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from bench.apiclient import ApiClient, Json, Reply
+from bench.errors import BenchError
 from bench.manifests import apply, pick, read_base
 from bench.product import Product
 from bench.realcluster import DEVELOPER, KUBELET, TESSERA, RealCluster
@@ -32,7 +33,7 @@ CLOCK = RealClock()
 Say = Callable[[str], None]
 
 
-class AdmissionError(Exception):
+class AdmissionError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 

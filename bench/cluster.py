@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.apiclient import ApiClient, ApiError, Json
 from bench.auditor import QUIET_S, audit
+from bench.errors import BenchError
 from bench.kube_objects import create_nodes, create_pods, gather_bounded, set_phase
 from bench.life import PODS, Life
 from bench.product import Product, ProductError
@@ -34,10 +35,6 @@ SETTLED_S = 12.0  # kube-scheduler backs off for up to 10 s after an error
 SETTLE_MAX_S = 180.0
 IN_FLIGHT_S = 30.0
 DURING_S = (0.0, 0.03)
-
-
-class BenchError(Exception):
-    """The run could not be finished; the sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from bench.apiclient import ApiClient, ApiError
+from bench.errors import BenchError
 from bench.kube_objects import (
     binding_object,
     create_nodes,
@@ -39,7 +40,7 @@ ADOPT_S = 300.0
 CLOCK = RealClock()
 
 
-class ColdstartError(Exception):
+class ColdstartError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 

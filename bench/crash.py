@@ -24,6 +24,7 @@ from bench.allocations import parsed
 from bench.apiclient import ApiClient, ApiError
 from bench.auditor import Audit, read_dump
 from bench.devices import GPU, MIG_DEVICES, SHARE
+from bench.errors import BenchError
 from bench.kube_objects import create_nodes, create_pods, node_object, pod_object
 from bench.oracle import bound_to, observe
 from bench.product import Product, ProductError
@@ -46,7 +47,7 @@ PASSINGS = 6  # the process dies at one of the first passings of its point
 TIMEOUT_S = 5.0  # of reservations
 DIE_S, RECOVER_S, GONE_S = 30.0, 60.0, 30.0
 LOOK_S = 0.2
-SWEEP_S = 45.0  # Tessera looks for what has timed out every 30 s
+SOON_S = 10.0
 QUEUES = """
 {apiVersion: tessera.dev/v1alpha1, kind: Queue, metadata: {name: open}, spec: {namespaceSelector: {}}}
 ---
@@ -58,7 +59,7 @@ spec: {namespaceSelector: {}, nominal: {gpu: 4, milli: 1000, "mig:1g.10gb": 1}}
 LEAVES = ("open", "open", "tight")  # in turn
 
 
-class CrashError(Exception):
+class CrashError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 
@@ -246,6 +247,8 @@ class _Bench:
     async def _trial(self, name: str, number: int, passing: int) -> Outcome:
         """Run one trial in a folder of its own, from its pods' coming to their going."""
         folder = self.settings.dump / f"{name}-{number}"
+        if folder.exists():
+            raise CrashError(f"{folder} is there already; name a new folder with --dump")
         folder.mkdir(parents=True)
         kubeconfig = self.server.kubeconfig(self.cluster.kubeconfig(TESSERA), folder / "tessera.kubeconfig")
         product = Product(folder, kubeconfig, flags=[f"--queues={self.cluster.folder / 'queues.yaml'}"])
@@ -397,7 +400,7 @@ class _Trial:
             Who kept what, a sentence; empty = nobody did.
         """
         booked, nominated = set(names), set(names)
-        deadline = time.monotonic() + TIMEOUT_S + SWEEP_S
+        deadline = time.monotonic() + TIMEOUT_S + SOON_S
         async with ApiClient(self.product.api, "", self.bench.cluster.ca_file) as people:
             while (booked or nominated) and time.monotonic() < deadline:
                 listed = (await people.get("/api/v1/requests?state=RESERVED&limit=500"))["items"]

@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from bench.errors import BenchError
 from bench.hostile_bodies import Attacker, Sent
 from bench.hostile_webhook import ReviewAttacker, ReviewOracle, trusting
 from bench.kube_objects import node_object, pod_object
@@ -48,7 +49,7 @@ PAGE = 500
 CLOCK = RealClock()
 
 
-class HostileError(Exception):
+class HostileError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 

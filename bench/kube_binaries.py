@@ -16,13 +16,15 @@ import sys
 import time
 from pathlib import Path
 
+from bench.errors import BenchError
+
 MODULE = Path(__file__).resolve().parent.parent / "tests" / "controlplane"
 BINARIES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 _PACKAGES_PER_LINE = 250
 
 
-class UnavailableError(Exception):
+class UnavailableError(BenchError):
     """A real control plane cannot be had on this machine; the sentence says what to install."""
 
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.child import Child
+from bench.errors import BenchError
 from bench.latency_world import Ask, Spot, ask, give_back, node_name, sampled, take, world, wrong_filter, wrong_scores
 from scheduler.clock import RealClock
 
@@ -46,7 +47,7 @@ WRONG_SHOWN = 5
 CLOCK = RealClock()
 
 
-class LatencyError(Exception):
+class LatencyError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.child import Child
+from bench.errors import BenchError
 from scheduler.clock import RealClock
 
 CLOCK = RealClock()
@@ -20,7 +21,7 @@ READY_S = 90.0
 _POLL_S = 0.02
 
 
-class ProductError(Exception):
+class ProductError(BenchError):
     """Tessera did not start, ended by itself, or a command of it failed; the sentence holds the log's end."""
 
 

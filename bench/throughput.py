@@ -21,6 +21,7 @@ from typing import Any
 from bench.allocations import flaw, over_held, parsed
 from bench.apiclient import STRATEGIC, ApiClient, ApiError
 from bench.devices import GPU, SHARE
+from bench.errors import BenchError
 from bench.kube_objects import create_nodes, create_pods, gather_bounded, node_object, pod_object, pod_path
 from bench.oracle import bound_to, demand
 from bench.product import Product, ProductError
@@ -39,7 +40,7 @@ NAMESPACE = "default"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
-class ThroughputError(Exception):
+class ThroughputError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.apiclient import ApiClient, ApiError
 from bench.auditor import ZERO, audit
+from bench.errors import BenchError
 from bench.kube_objects import create_nodes, delete_pod, pod_path
 from bench.oracle import bound_to
 from bench.product import Product, ProductError
@@ -43,7 +44,7 @@ NO_NODE = frozenset({"WaitingForCapacity", "ExceedsNodeSize", "NoSuchGpuModel", 
 CHANGED = 409
 
 
-class TraceRunError(Exception):
+class TraceRunError(BenchError):
     """The run could not be finished; the sentence says why."""
 
 

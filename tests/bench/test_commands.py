@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ from tests.bench.dumps import EXACT, Fake, good_run, grants, pod
 ROOT = Path(__file__).parents[2]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv, env = [sys.executable, "-m", "bench", *arguments], {**os.environ, **environment}
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
 
 def audited(fake: Fake, folder: Path) -> tuple[int, dict[str, object]]:
@@ -57,7 +58,9 @@ def test_an_empty_dump_fails_with_a_sentence(tmp_path: Path) -> None:
         ("cluster --way queue --queues nowhere.yaml", "there is no file"),
         ("cluster --trace openb:default", "go together"),
         ("cluster --trace philly:default --drop-refused", "--trace is openb:NAME"),
-        ("throughput --way queue", "direct"),
+        ("throughput --way sideways", "direct"),
+        ("crash --points C1", "C3, C4, C5, C6, C7, C8"),
+        ("crash --each 0", "--each"),
         ("cluster --kinds whole,half", "--kinds is a list of none,whole,mig,share"),
         ("soak --kinds mig", "with none or whole among them"),
         ("soak --seeds 0", "--seeds"),
@@ -81,3 +84,13 @@ def test_usage_errors_end_with_64_and_a_sentence(arguments: str, sentence: str) 
     ran = bench(*arguments.split())
     assert (ran.returncode, ran.stdout) == (64, "")
     assert sentence in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seed"), [("cluster --seed 3", 3), ("coldstart", None), ("crash --seed 4", 4), ("throughput", None)]
+)
+def test_without_a_control_plane_a_bench_fails_with_one_sentence(arguments: str, seed: int | None) -> None:
+    ran = bench(*arguments.split(), "--json", TESSERA_KUBE_BIN="/nowhere")
+    report = json.loads(ran.stdout.splitlines()[-1])
+    assert (ran.returncode, report["seed"], report["ok"]) == (1, seed, False)
+    assert "/nowhere" in report["error"]
