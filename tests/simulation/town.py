@@ -132,7 +132,7 @@ class Town:
     def kill(self) -> None:
         """End it between two instructions: nothing more of it runs, what it sent is on its way."""
         app, self.app, self.world.extender = self.tessera, None, None
-        mine = [*app.crew, *(task for _, task in app.binder._running.values())]
+        mine = [*app.crew, *(task for _, task, _ in app.binder._running.values())]
         for task in mine:
             task.cancel()
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
