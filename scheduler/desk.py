@@ -264,6 +264,12 @@ class Desk:
         """Return ``[N]`` the nodes that a pod could use, were they empty."""
         return self._board(pod, TURN_MASKS).could()
 
+    def fits_now(self, pod: Pod) -> bool:
+        """Say whether a node that kube-scheduler would not refuse takes a pod now, whoever is before it."""
+        taught = self.lessons.of(pod.uid, self.registry.snapshot().nodes, self.clock.monotonic())
+        rows = None if taught is None else np.flatnonzero(taught)
+        return bool(self._board(pod, TURN_MASKS).best(rows).size)
+
     def unclaim(self, changes: tuple[Change, ...]) -> None:
         """Undo a claim or a reservation whose commit failed, or whose gang does not fit."""
         after = changes[-1].after

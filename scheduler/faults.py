@@ -20,7 +20,7 @@ VARIABLE = "TESSERA_FAULT"
 POINTS = frozenset(
     {
         *("turn.commit.before", "turn.commit.after"),
-        *("release.nominate.before", "release.ungate.before", "release.ungate.after"),
+        *("release.nominate.before", "release.ask.before", "release.ungate.before", "release.ungate.after"),
         *("bind.commit.before", "bind.commit.after", "bind.post.before", "bind.post.after", "bind.confirm.before"),
         *("settle.touch.before", "settle.committed"),
     }

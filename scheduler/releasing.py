@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
 import structlog
 
-from scheduler import GATE, PREFIX
+from scheduler import ADMITTED, AUTOSCALE, GATE
 from scheduler.clock import Clock
+from scheduler.decision.reasons import REASONS
 from scheduler.desk import Desk
 from scheduler.faults import fault
 from scheduler.kube.port import ApiError, Cluster, NotFound, Object, UnknownOutcome
@@ -30,7 +31,6 @@ from scheduler.settling import Settler
 
 log = structlog.get_logger(__name__)
 
-ADMITTED = PREFIX + "Admitted"
 LEASE = "tessera-kube-scheduler"
 SLOTS = 24
 LOOK = "lease"  # the slot of whoever reads the Lease
@@ -61,6 +61,7 @@ class Releaser:
         namespace: where kube-scheduler keeps its Lease.
         window: how many may be out.
         pending: requests whose reservation is committed and not let go yet.
+        asking: requests let go without a reservation, and since when a new node is asked for them, microseconds.
         out: requests that were let go and are not bound.
         bell: rings when something became pending, or a slot free.
     """
@@ -72,6 +73,7 @@ class Releaser:
     namespace: str = "tessera-system"
     window: Window = field(default_factory=Window)
     pending: dict[str, None] = field(default_factory=dict)
+    asking: dict[str, int] = field(default_factory=dict)
     out: dict[str, Out] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)
     _begun: bool = False
@@ -89,6 +91,12 @@ class Releaser:
         """Let this reservation go as soon as may be; it is committed."""
         self.pending[uid] = None
         self.bell.set()
+
+    def ask(self, since_us: Mapping[str, int]) -> None:
+        """Let these go without a reservation, so that whoever adds nodes sees them."""
+        if since_us:
+            self.asking |= since_us
+            self.bell.set()
 
     def room(self) -> int:
         """Return how many more pods may be reserved now; 0 while enough are out, or nobody is there."""
@@ -167,6 +175,18 @@ class Releaser:
                 self.out[uid] = Out(row.epoch, now_s)  # from here on it may be bound at any moment
                 works[uid] = self._release(pod, row)
                 room -= 1
+        works |= self._showings(SLOTS - len(self._slots) - len(works), works.keys(), now_s)
+        return works
+
+    def _showings(self, free: int, busy: Collection[str], now_s: float) -> dict[str, Coroutine[None, None, None]]:
+        """Return the writes that let pods go without a reservation, as many as there are free slots."""
+        works: dict[str, Coroutine[None, None, None]] = {}
+        for uid in [uid for uid in self.asking if self._later.get(uid, 0.0) <= now_s]:
+            row, pod = self.desk.book.rows.get(uid), self.desk.registry.pods.get(uid)
+            if row is None or pod is None or row.state is not State.QUEUED:
+                del self.asking[uid]
+            elif len(works) < free and uid not in self._slots and uid not in busy:
+                works[uid] = self._show(pod, self.asking[uid])
         return works
 
     def _watch_time(self) -> None:
@@ -238,35 +258,40 @@ class Releaser:
     async def _release(self, pod: Pod, row: Row) -> None:
         """Nominate and ungate one pod."""
         uid = pod.uid
-        if await self._send(uid, self._writes(pod, row)):
+        if await self._send(uid, self._nominate(pod, row)):
             self._sent(uid)
         else:
             self.out.pop(uid, None)
             self._later[uid] = self.clock.monotonic() + RETRY_S
 
-    async def _writes(self, pod: Pod, row: Row) -> None:
-        namespace, name = pod.request.namespace, pod.request.name
+    async def _show(self, pod: Pod, since_us: int) -> None:
+        """Let one pod go without a nomination; its condition tells the next process since when."""
+        if await self._send(pod.uid, self._ask(pod, since_us)):
+            self.asking.pop(pod.uid, None)
+            self._later.pop(pod.uid, None)
+        else:
+            self._later[pod.uid] = self.clock.monotonic() + RETRY_S
+
+    async def _nominate(self, pod: Pod, row: Row) -> None:
         await fault("release.nominate.before")
-        await self.cluster.patch(
-            "pods", namespace, name, self._nomination(row), patch_type="strategic", subresource="status"
-        )
+        message = f"Room and quota are reserved on node {row.node} (attempt {row.attempts + 1})."
+        # the condition differs for each attempt and so always wakes the pod
+        admitted = _admitted("True", "Reserved", message, self.clock.wall_us())
+        await self._writes(pod, {"nominatedNodeName": row.node, "conditions": [admitted]})
+
+    async def _ask(self, pod: Pod, since_us: int) -> None:
+        await fault("release.ask.before")
+        await self._writes(pod, {"conditions": [_admitted("False", AUTOSCALE, REASONS[AUTOSCALE].text, since_us)]})
+
+    async def _writes(self, pod: Pod, status: Object) -> None:
+        namespace, name = pod.request.namespace, pod.request.name
+        body: Object = {"metadata": {"uid": pod.uid}, "status": status}
+        await self.cluster.patch("pods", namespace, name, body, patch_type="strategic", subresource="status")
         await fault("release.ungate.before")
         if GATE in pod.gates:
             body = {"metadata": {"uid": pod.uid}, "spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
             await self.cluster.patch("pods", namespace, name, body, patch_type="strategic")
         await fault("release.ungate.after")
-
-    def _nomination(self, row: Row) -> Object:
-        """Return the status: the node, and a condition that differs for each attempt and so always wakes the pod."""
-        at = datetime.fromtimestamp(self.clock.wall_us() // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        condition = {
-            "type": ADMITTED,
-            "status": "True",
-            "reason": "Reserved",
-            "message": f"Room and quota are reserved on node {row.node} (attempt {row.attempts + 1}).",
-            "lastTransitionTime": at,
-        }
-        return {"metadata": {"uid": row.id}, "status": {"nominatedNodeName": row.node, "conditions": [condition]}}
 
     async def _clear(self, uid: str) -> None:
         """Take back a void nomination: kube-scheduler would go on holding room for it."""
@@ -298,6 +323,12 @@ class Releaser:
         else:
             return True
         return False
+
+
+def _admitted(status: str, reason: str, message: str, since_us: int) -> Object:
+    """Return our condition as it is since then."""
+    since = datetime.fromtimestamp(since_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": ADMITTED, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
 
 
 def _age_s(written: str, now_us: int) -> float:

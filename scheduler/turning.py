@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-import numpy as np
 import structlog
 
 from policies.columns import BoolArray
@@ -22,6 +21,7 @@ from scheduler.config import Settings
 from scheduler.desk import Desk
 from scheduler.errors import StoreError
 from scheduler.faults import fault
+from scheduler.growing import Grower
 from scheduler.inventory.asks import shape
 from scheduler.kube.port import Cluster
 from scheduler.ledger.lifecycle import HOLDING
@@ -53,6 +53,7 @@ class Turner:
     Attributes:
         waiting: uids of our pods that may be decided: held by our gate alone, or refused by kube-scheduler.
         bell: rings when somebody has come.
+        grower: asks for new nodes.
         decided: units decided so far.
     """
 
@@ -60,6 +61,7 @@ class Turner:
     writer: Writer
     releaser: Releaser
     clock: Clock
+    grower: Grower
     slice_s: float = 0.02
     waiting: dict[str, None] = field(default_factory=dict)
     bell: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,7 +80,9 @@ class Turner:
         """Return one with what lets go its reservations, told of everybody who begins to wait."""
         window = Window(settings.queue.releaseWindow, settings.queue.releaseWindow)
         releaser = Releaser(desk, cluster, clock, settler, settings.namespace, window)
-        turner = cls(desk, writer, releaser, clock, settings.queue.turnSlice)
+        grower = Grower.of(desk, releaser, clock, settings)
+        turner = cls(desk, writer, releaser, clock, grower, settings.queue.turnSlice)
+        grower.waits = turner.waits
         settler.stirred, settler.excuse = turner.ring, releaser.excuse
         return turner
 
@@ -89,7 +93,8 @@ class Turner:
         self._stirred()
         words = self.desk.order.words
         open_ = pod.ours and not (pod.node or pod.terminal or pod.deleting)
-        if open_ and (pod.gates == (GATE,) or (pod.unschedulable and not pod.gates)):
+        refused = (open_ and self.grower.watch(pod)) or pod.unschedulable
+        if open_ and (pod.gates == (GATE,) or (refused and not pod.gates)):
             if pod.uid not in self.waiting:
                 self.waiting[pod.uid] = None
                 if words.get(pod.uid) == "WaitingForGate":
@@ -99,13 +104,14 @@ class Turner:
         self.waiting.pop(pod.uid, None)
         if open_ and pod.gates:
             words[pod.uid] = "WaitingForGate"
-        elif not pod.unschedulable:
+        elif not refused:
             words.pop(pod.uid, None)
 
     def forget(self, uid: str) -> None:
         """The pod is gone."""
         self._stirred()
         self.waiting.pop(uid, None)
+        self.grower.growth.forget(uid)
         self.desk.order.forget(uid)
 
     def _stirred(self) -> None:
@@ -150,6 +156,7 @@ class Turner:
     async def _turn(self, room: int) -> None:
         order, queues = self.desk.order, self.desk.queues
         usage = order.charging.settle(self.desk.book.rows)
+        self.grower.begin()
         units, incomplete = line_up(list(self._lined()), self._held())
         order.words |= dict.fromkeys(incomplete, "WaitingForGang")
         names = {unit.queue for unit in units}
@@ -157,6 +164,7 @@ class Turner:
         used = {name: queues.spent.used(name, now_us) for name in names} if several else {}
         turn = Turn(units, queues.quota, usage, self, used=used, capacity=self._cluster() if several else {})
         state, began_s, whole = self._state()[1:], self.clock.monotonic(), True
+        refused: list[tuple[Unit, str]] = []
         async with asyncio.TaskGroup() as commits:
             while room > 0 and (decision := turn.step()) is not None:
                 self.decided += 1
@@ -164,7 +172,8 @@ class Turner:
                     room -= len(decision.unit.members)
                     commits.create_task(self._commit(self._parts))
                 elif decision.word:
-                    order.words |= dict.fromkeys(decision.unit.members, decision.word)
+                    self.grower.say(decision.unit.members, decision.word)
+                    refused.append((decision.unit, decision.word))
                 if self.clock.monotonic() - began_s > self.slice_s:
                     for _ in range(HOPS):
                         await self.clock.sleep(0)
@@ -173,15 +182,21 @@ class Turner:
                         break
             whole = whole and room > 0
             self._leave(turn, whole=whole)
+            began_s = self.clock.monotonic()
+            for asked in self.grower.after(chain(refused, ((unit, "") for unit in turn.undecided()))) if whole else ():
+                self._news = self._news or asked  # they block others from now on
+                if self.clock.monotonic() - began_s > self.slice_s:
+                    for _ in range(HOPS):
+                        await self.clock.sleep(0)
+                    began_s = self.clock.monotonic()
+        self._next_s = min(self._next_s, self.grower.due_s())
 
     def _leave(self, turn: Turn, *, whole: bool) -> None:
         """Leave for those who come between two turns what this one found; it may have ended before its end."""
         order = self.desk.order
         left = list(turn.undecided())
-        order.words |= dict.fromkeys(
-            chain.from_iterable(unit.members for unit in left),
-            "WaitingBehindPriority" if whole else "PendingEvaluation",
-        )
+        word = "WaitingBehindPriority" if whole else "PendingEvaluation"
+        self.grower.say(chain.from_iterable(unit.members for unit in left), word)
         nodes = self.desk.registry.snapshot().nodes
         order.barriers, order.layout = turn.barriers(nodes), self.desk.registry.columns.layout
         self._news = self._news or not whole
@@ -218,7 +233,7 @@ class Turner:
         least, most = desk.order.charging.bounds(request, lambda: desk.could(pod))
         gang = (request.namespace, request.queue, request.gang) if request.gang and request.gang_size > 1 else None
         special = desk.lessons.knows(pod.uid) or desk.intents.excluded(pod.uid, self.clock.monotonic())
-        kind = (shape(request), pod.uid) if special else shape(request)
+        kind = (shape(request), pod.uid if special else self.grower.watch(pod))
         return Waiting(pod.uid, request.queue, rank_of(request, row), kind, least, most, gang, request.gang_size)
 
     def _held(self) -> Counter[Gang]:
@@ -243,9 +258,11 @@ class Turner:
 
     def could(self, unit: Unit) -> BoolArray:
         """Return ``[N]`` the nodes that any member could use, were they empty; none where a member could use none."""
-        pods = self.desk.registry.pods
-        each = [self.desk.could(pods[uid]) for uid in unit.members]
-        return next((one for one in each if not one.any()), np.logical_or.reduce(each))
+        return self.grower.could(unit)
+
+    def awaited(self, unit: Unit) -> bool:
+        """Say whether a new node is asked for on its behalf."""
+        return self.grower.growth.asks(unit.members)
 
     def place(self, unit: Unit, barrier: Barrier | None) -> Amounts | None:
         """Reserve for all members, in memory, or for none."""
@@ -254,6 +271,7 @@ class Turner:
         for uid in unit.members:
             found = self.desk.reserve(registry.pods[uid], barrier)
             if found is None:
+                self.grower.found[unit.members[0]] = len(parts)
                 for part in reversed(parts):
                     self.desk.unclaim(part)
                 registry.freed = freed  # what was taken for a moment only is no news

@@ -3,7 +3,7 @@
 Queues compete by `ordering.queue_rank`, which is made anew for those queues whose numbers a decision changed. Inside a
 queue the order is fixed. Who does not fit, or lacks quota, keeps its place: it *blocks*, and those behind it there may
 have only nodes that it could not use even if they were empty, and only quota that leaves what it needs. Who could run
-on no node at all, or exceeds what its queue can ever have, blocks nobody.
+on no node at all, and for whom none is asked, or exceeds what its queue can ever have, blocks nobody.
 
 Invariants: a turn decides each unit at most once; capacity and quota only shrink in it, as far as its own doing goes,
 so what was refused once is not asked again for units of the same kind. If something else was freed meanwhile, the next
@@ -86,7 +86,11 @@ class Floor(Protocol):
         ...
 
     def could(self, unit: Unit) -> BoolArray:
-        """Return ``[N]`` the nodes that any member could use, were they empty."""
+        """Return ``[N]`` the nodes that any member could use, were they empty, or once they are ready."""
+        ...
+
+    def awaited(self, unit: Unit) -> bool:
+        """Say whether a new node is asked for on its behalf: it then blocks others even where no node could take it."""
         ...
 
 
@@ -213,7 +217,7 @@ class Turn:
         if unit.kind not in line.refused:
             line.refused.add(unit.kind)
             could = self._floor.could(unit)
-            if not could.any():
+            if not could.any() and not self._floor.awaited(unit):
                 line.harmless.add(unit.kind)
                 return len(line.refused) >= HEADS_MAX
             open_ = ~could if before is None else before.open & ~could

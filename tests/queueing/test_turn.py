@@ -66,6 +66,9 @@ class Yard:
             found |= np.array(could, np.bool_)
         return found
 
+    def awaited(self, unit: Unit) -> bool:
+        return False
+
     def place(self, unit: Unit, barrier: Barrier | None) -> Amounts | None:
         open_ = None if barrier is None else barrier.open
         owed = {} if barrier is None else barrier.owed
