@@ -10,8 +10,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
-import numpy as np
-
 from policies.columns import BoolArray
 from scheduler import AUTOSCALE, geometry
 from scheduler.clock import Clock
@@ -87,17 +85,12 @@ class Grower:
             if row is None or row.state is not State.QUEUED:
                 self.growth.forget(uid)
 
-    def could(self, unit: Unit) -> BoolArray:
-        """Return ``[N]`` the nodes that any member could use, were they empty; none where a member could use none.
-
-        Where a new node is asked for it, those of the groups count that are not ready yet.
-        """
-        pods = self.members(unit)
-        each = [self.desk.could(pod) for pod in pods]
-        found: BoolArray = next((one for one in each if not one.any()), np.logical_or.reduce(each))
+    def awaited(self, unit: Unit, could: BoolArray) -> BoolArray:
+        """Return ``[N]`` with a unit's nodes, where a new one is asked for it, those that may be and are not ready."""
         if not self.growth.asks(unit.members):
-            return found
-        return found | self.growth.awaited((pod.request for pod in pods), self.desk.registry.columns.rows, len(found))
+            return could
+        requests = [pod.request for pod in self.members(unit)]
+        return could | self.growth.awaited(requests, self.desk.registry.columns.rows, len(could))
 
     def after(self, units: Iterable[tuple[Unit, str]]) -> Iterator[bool]:
         """See for whom of those that were not placed a new node is asked; yields after each whether one is now."""

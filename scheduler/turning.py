@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+import numpy as np
 import structlog
 
 from policies.columns import BoolArray
@@ -258,7 +259,9 @@ class Turner:
 
     def could(self, unit: Unit) -> BoolArray:
         """Return ``[N]`` the nodes that any member could use, were they empty; none where a member could use none."""
-        return self.grower.could(unit)
+        pods = self.desk.registry.pods
+        each = [self.desk.could(pods[uid]) for uid in unit.members]
+        return self.grower.awaited(unit, next((one for one in each if not one.any()), np.logical_or.reduce(each)))
 
     def awaited(self, unit: Unit) -> bool:
         """Say whether a new node is asked for on its behalf."""
