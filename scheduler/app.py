@@ -18,6 +18,7 @@ from scheduler.config import Settings
 from scheduler.crew import Crew
 from scheduler.desk import Desk
 from scheduler.errors import StoreError
+from scheduler.guarded import guarded
 from scheduler.kube.port import Cluster
 from scheduler.kube.reflector import Reflector
 from scheduler.ledger.ledger import Book
@@ -44,11 +45,11 @@ class App:
         self, settings: Settings, clock: Clock, cluster: Cluster, store: Store, writer: Writer, rng: Random
     ) -> None:
         """Join the parts; nothing runs yet. `rng` spreads time-outs and waits."""
-        self.settings, self.clock, self.cluster, self.store = settings, clock, cluster, store
+        self.settings, self.clock, self.store = settings, clock, store
         self.metrics = Metrics(clock, VERSION)
-        self.writer = writer = self.metrics.counting(writer)
-        k, reserve_s = settings.extender.k, settings.queue.reservationTimeout
-        self.desk = Desk(clock, settings.policy.policies(), store.fence, k, reserve_s)
+        extend, reserve_s = settings.extender, settings.queue.reservationTimeout
+        self.desk = desk = Desk(clock, settings.policy.policies(), store.fence, extend.k, reserve_s)
+        self.cluster, self.writer = cluster, writer = guarded(cluster, self.metrics.counting(writer), desk.dependencies)
         self.settler = Settler(self.desk, cluster, writer, clock, store.row)
         self.turner = Turner.of(self.desk, cluster, writer, self.settler, clock, settings)
         self.binder = Binder(self.desk, cluster, writer, self.settler, clock, settings.extender.bindDeadline)
@@ -60,8 +61,7 @@ class App:
         self.reflectors += [Reflector(cluster, "pods", clock, pods, rng=rng)]
         self.queues = QueueFeed(self.desk, cluster, clock, rng, self.unready, store, settings.queue.halfLife)
         self.metrics.watch(self.desk, self.age_s, lambda: self.audit.findings)
-        deadline_s = settings.extender.filterDeadline
-        self.extender = Extender(self.desk, clock, self.metrics, self.unready, self.binder.bind, deadline_s)
+        self.extender = Extender(self.desk, clock, self.metrics, self.unready, self.binder.bind, extend.filterDeadline)
         self.views = Views(self.desk, self.metrics, self.unready)
 
     async def start(self) -> None:
@@ -103,5 +103,5 @@ class App:
         if not self.recovered:
             trouble = next((f": {found.last_error}" for found in self.reflectors if found.last_error), "")
             return self.missing() or f"starting: the inventory is being rebuilt{trouble}"
-        age_s = self.age_s()
-        return self.missing() or (f"the API server was last heard {age_s:.0f} s ago" if age_s > STALE_S else "")
+        late = f"the API server was last heard {age_s:.0f} s ago" if (age_s := self.age_s()) > STALE_S else ""
+        return self.missing() or self.desk.dependencies.trouble() or late

@@ -5,8 +5,8 @@
       └──────────── three probes succeed ────────┼───────────────────────────────────────────┤
                                                  └──────────── a probe fails or hangs ───────┘
 
-A call that hangs is counted while it hangs, once for each whole second: so five calls that hang open the breaker after
-one second, and one alone after five. Invariant: what ended says nothing of a phase that began after its call; whoever
+Whoever holds the breaker says how slow a call was, and tells of those that still hang: five that hang open the breaker
+before any of them ends. Invariant: what ended says nothing of a phase that began after its call; whoever
 holds the breaker leaves such ends out.
 """
 
@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 FAILURES_MAX = 5
 WINDOW_S = 10
-SLOW_S = 1.0
+SLOW_MAX = 5
 SLOW_SHARE = 0.01
 OPEN_S = 5.0
 OPEN_S_MAX = 60.0
@@ -45,29 +45,29 @@ class Ended:
     """A call has ended.
 
     Attributes:
-        took_s: its time.
+        slow: how much it counts as slow; 0 = it came in time.
         failed: what was asked did not do its work.
         wait_s: for how long it asked to be left alone.
     """
 
-    took_s: float
+    slow: int = 0
     failed: bool = False
     wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A call was given up by whoever made it, and says nothing but its time."""
+    """A call was given up by whoever made it, and says nothing but how slow it was."""
 
-    took_s: float
+    slow: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Hanging:
-    """So many calls are on their way, and have been for so many whole seconds together."""
+    """So many calls are on their way, and count so much as slow already."""
 
     calls: int
-    seconds: int
+    slow: int
 
 
 Event: TypeAlias = Begun | Ended | Dropped | Hanging
@@ -75,7 +75,7 @@ Event: TypeAlias = Begun | Ended | Dropped | Hanging
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What ended in one second: calls, those that failed, and the whole seconds that they took."""
+    """What ended in one second: calls, those that failed, and how slow they were."""
 
     second: int
     calls: int = 0
@@ -132,13 +132,12 @@ def _closed(breaker: Breaker, event: Event, now_s: float) -> Breaker:
         return breaker
     if isinstance(event, Hanging):
         lately = _of_late(breaker, now_s)
-        return _opened(now_s) if _broken(lately, event.calls, event.seconds) else breaker
+        return _opened(now_s) if _broken(lately, event.calls, event.slow) else breaker
     failed = isinstance(event, Ended) and event.failed
-    slow = min(int(event.took_s / SLOW_S), FAILURES_MAX)
-    if isinstance(event, Dropped) and not slow:
+    if isinstance(event, Dropped) and not event.slow:
         return breaker
-    lately = _counted(_of_late(breaker, now_s), int(now_s), failed=failed, slow=slow)
-    if (failed or slow) and _broken(lately):
+    lately = _counted(_of_late(breaker, now_s), int(now_s), failed=failed, slow=event.slow)
+    if (failed or event.slow) and _broken(lately):
         return _opened(now_s, event.wait_s if isinstance(event, Ended) else 0.0)
     return Breaker(lately=lately)
 
@@ -148,10 +147,12 @@ def _half_open(breaker: Breaker, event: Event, now_s: float) -> Breaker:
         assert breaker.sent < PROBES, "no probe is left"
         return replace(breaker, sent=breaker.sent + 1)
     if isinstance(event, Hanging):
-        return _opened(now_s) if event.seconds else breaker
+        return _opened(now_s) if event.slow else breaker
+    if event.slow:
+        return _opened(now_s)
     if isinstance(event, Dropped):
         return replace(breaker, sent=breaker.sent - 1)
-    if event.failed or event.took_s >= SLOW_S:
+    if event.failed:
         return _opened(now_s, event.wait_s)
     return Breaker() if breaker.proven + 1 == PROBES else replace(breaker, proven=breaker.proven + 1)
 
@@ -173,7 +174,7 @@ def _counted(lately: tuple[Tally, ...], second: int, *, failed: bool, slow: int)
 
 
 def _broken(lately: tuple[Tally, ...], calls: int = 0, slow: int = 0) -> bool:
-    """Say whether that is too much: five failures, or five slow seconds and more than one for a hundred calls."""
+    """Say whether that is too much: five failures, or five slow calls that are more than one in a hundred."""
     for one in lately:
         calls, slow = calls + one.calls, slow + one.slow
-    return sum(one.failed for one in lately) >= FAILURES_MAX or (slow >= FAILURES_MAX and slow > SLOW_SHARE * calls)
+    return sum(one.failed for one in lately) >= FAILURES_MAX or (slow >= SLOW_MAX and slow > SLOW_SHARE * calls)

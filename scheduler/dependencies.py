@@ -13,11 +13,13 @@ from contextlib import contextmanager
 import structlog
 
 from scheduler import breaker
-from scheduler.breaker import SLOW_S, Begun, Breaker, Dropped, Ended, Event, Hanging, Phase
+from scheduler.breaker import SLOW_MAX, Begun, Breaker, Dropped, Ended, Event, Hanging, Phase
 from scheduler.clock import Clock
 from scheduler.errors import TesseraError
 
 log = structlog.get_logger(__name__)
+
+SLOW_S = 1.0
 
 Judge = Callable[[Exception], tuple[bool, float]]
 """Says of an error whether the dependency failed, and for how many seconds it asked to be left alone."""
@@ -32,9 +34,17 @@ class Dependency:
         transitions: how often the breaker came into each phase.
     """
 
-    def __init__(self, name: str, trouble: str, clock: Clock) -> None:
-        """Begin closed: what was never asked is trusted."""
-        self.name, self.trouble, self._clock = name, trouble, clock
+    def __init__(self, name: str, trouble: str, clock: Clock, *, single: bool) -> None:
+        """Begin closed: what was never asked is trusted.
+
+        Args:
+            name: label.
+            trouble: sentence.
+            clock: whose time counts.
+            single: calls stand in one line, so that one which hangs for five seconds is reason enough: each whole
+                second counts. Else each slow call counts once, for its connection alone may be broken.
+        """
+        self.name, self.trouble, self._clock, self._single = name, trouble, clock, single
         self.transitions: Counter[Phase] = Counter()
         self._breaker = Breaker()
         self._begun: dict[int, float] = {}  # calls of this phase that are on their way, oldest first
@@ -76,29 +86,32 @@ class Dependency:
             yield
         except Exception as error:
             failed, wait_s = judge(error)
-            self._end(number, lambda took_s: Ended(took_s, failed, wait_s))
+            self._end(number, lambda slow: Ended(slow, failed, wait_s))
             raise
         except BaseException:
             self._end(number, Dropped)
             raise
         self._end(number, Ended)
 
-    def _end(self, number: int, event: Callable[[float], Event]) -> None:
+    def _end(self, number: int, event: Callable[[int], Event]) -> None:
         """Learn from the end of a call, unless it began in an earlier phase."""
         now_s = self._clock.monotonic()
         began_s = self._begun.pop(number, None)
         if began_s is not None:
-            self._step(event(now_s - began_s), now_s)
+            self._step(event(self._slow(now_s - began_s)), now_s)
+
+    def _slow(self, took_s: float) -> int:
+        return min(int(took_s / SLOW_S), SLOW_MAX if self._single else 1)
 
     def _look(self, now_s: float) -> None:
         """Count the calls that hang; the oldest come first."""
-        seconds = 0
+        slow = 0
         for began_s in self._begun.values():
             if now_s - began_s < SLOW_S:
                 break
-            seconds += int((now_s - began_s) / SLOW_S)
-        if seconds:
-            self._step(Hanging(len(self._begun), seconds), now_s)
+            slow += self._slow(now_s - began_s)
+        if slow:
+            self._step(Hanging(len(self._begun), slow), now_s)
 
     def _step(self, event: Event, now_s: float) -> None:
         before, self._breaker = self._breaker.phase, breaker.step(self._breaker, event, now_s)
@@ -115,8 +128,9 @@ class Dependencies:
 
     def __init__(self, clock: Clock) -> None:
         """Begin with trust."""
-        self.store = Dependency("store", "the ledger's store fails or is too slow: requests are held", clock)
-        self.api = Dependency("api", "the API server fails or is too slow: requests are held", clock)
+        trouble = "{} fails or is too slow: requests are held"
+        self.store = Dependency("store", trouble.format("the ledger's store"), clock, single=True)
+        self.api = Dependency("api", trouble.format("the API server"), clock, single=False)
 
     @property
     def closed(self) -> bool:

@@ -24,6 +24,7 @@ from scheduler.decision.intents import Intents
 from scheduler.decision.lessons import Lessons
 from scheduler.decision.pipeline import Policies, Verdict, judge
 from scheduler.decision.placing import Containers, DoesNotFit, place
+from scheduler.dependencies import Dependencies
 from scheduler.geometry import placements
 from scheduler.intake.allocation import read_allocation
 from scheduler.inventory.asks import Asks, shape
@@ -33,6 +34,7 @@ from scheduler.ledger.ledger import Book, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.queues import Queues
 from scheduler.ledger.quota import lacking, would_borrow
+from scheduler.ledger.reconcile import Door
 from scheduler.ledger.taking import taken
 from scheduler.model.allocation import Allocation
 from scheduler.model.node import Node
@@ -76,6 +78,7 @@ class Desk:
     """Inventory, ledger image, intents and policies, side by side.
 
     Attributes:
+        dependencies: what nothing new is decided without.
         fence: the ledger's fence epoch of this process; every change carries it.
         count: how many nodes /filter names (K).
         order: what order and quota say of a pod.
@@ -93,6 +96,7 @@ class Desk:
     queues: Queues = field(default_factory=Queues)
     intents: Intents = field(default_factory=Intents)
     lessons: Lessons = field(default_factory=Lessons)
+    dependencies: Dependencies = field(init=False)
     order: Order = field(init=False)
     called_s: float | None = None
     asks: Asks = field(init=False)
@@ -104,6 +108,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         """Make the ask reader for this registry, what learns from the asks, and the boards."""
+        self.dependencies = Dependencies(self.clock)
         self.asks = Asks(self.registry)
         self.order = Order(self.queues, Charging(self.queues, self.registry))
         self._boards = Boards(self.policies)
@@ -418,6 +423,12 @@ class Desk:
         return self.arrivals.mix(self.clock.wall_us())
 
     # for the loops
+
+    def door(self, namespace: str) -> Door:
+        """Say what becomes now of who comes, or is held: while the API server is away nobody new is queued."""
+        if self.dependencies.api.closed:
+            return Door.OPEN
+        return Door.HOLDING if self.book.may_hold(namespace) else Door.FULL
 
     def fits(self, pod: Pod) -> Verdict:
         """Judge a waiting pod on the whole cluster with every mask."""

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from policies.columns import BoolArray, Health, Mix, Mode, Snapshot, Use
 from policies.fragmentation import expected_fragment
 from scheduler import GPU
+from scheduler.breaker import Phase
 from scheduler.decision.reasons import REASONS
+from scheduler.dependencies import Dependencies
 from scheduler.desk import Desk
 from scheduler.inventory.registry import Booking, Registry, Source
 from scheduler.model.reservation import Row, State
@@ -42,6 +44,19 @@ def gauge(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str
     for key, value in values.items():
         family.add_metric(key, value)
     return family
+
+
+def breakers(behind: Dependencies) -> Iterator[Metric]:
+    """Yield in which phase each breaker is, and how often it came into each."""
+    both = (behind.store, behind.api)
+    now: dict[tuple[str, ...], float] = {(one.name, phase.value): phase is one.phase for one in both for phase in Phase}
+    yield gauge("breaker_state", "1 for the phase in which a dependency's breaker is.", ("dependency", "state"), now)
+    text, labels = "How often a dependency's breaker came into a phase.", ("dependency", "to")
+    turns = CounterMetricFamily("tessera_breaker_transitions", text, labels=labels)
+    for one in both:
+        for phase in Phase:
+            turns.add_metric((one.name, phase.value), one.transitions[phase])
+    yield turns
 
 
 def kept(totals: Mapping[str, float], most: int) -> dict[str, str]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from scheduler import breaker
 from scheduler.clock import Clock
 from scheduler.crew import Crew
 from scheduler.desk import Desk
+from scheduler.errors import StoreError
 from scheduler.intake.allocation import read_allocation
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
@@ -20,10 +22,10 @@ from scheduler.inventory.registry import Booking, Registry, Source
 from scheduler.kube.port import Object
 from scheduler.kube.reflector import Reflector
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
-from scheduler.ledger.reconcile import decide, drift
+from scheduler.ledger.reconcile import Door, decide, drift
 from scheduler.model.node import Node
 from scheduler.model.pod import Amounts, Pod
-from scheduler.model.reservation import State
+from scheduler.model.reservation import Row, State
 from scheduler.settling import Settler
 from scheduler.turning import Turner
 
@@ -112,7 +114,8 @@ class PodSink:
             self.desk.called_s = self.desk.clock.monotonic()  # its own plugins refused the pod, so it asked nobody
         self.turner.watch(pod)
         row, busy = self.desk.book.rows.get(pod.uid), pod.uid in self.settler.working  # busy: judge it when that ends
-        if busy or decide(row, pod, now_us=self.desk.clock.wall_us(), fresh=False, in_flight=False):
+        door, now_us = self.desk.door(pod.request.namespace), self.desk.clock.wall_us()
+        if busy or decide(row, pod, now_us=now_us, fresh=False, in_flight=False, door=door):
             self.settler.mark(pod.uid)
 
     def _gone(self, uid: str) -> None:
@@ -181,26 +184,37 @@ class NodeSink:
 
 @dataclass(slots=True)
 class Reconcile:
-    """Settles what was marked; now and then looks at everything, in case an event was lost."""
+    """Settles what was marked; now and then looks at everything, in case an event was lost.
+
+    While the store is left alone nothing is settled, and what it is for waits; its first calls after that are the
+    probes. When the store or the API server is back, everything is looked at, so that who was held goes on in order.
+    """
 
     desk: Desk
     settler: Settler
     clock: Clock
     every_s: float = 30.0
     _swept_s: float = field(default=0.0)
+    _well: tuple[bool, bool] = (True, True)  # store and API server, at the last look at everything
 
     async def step(self) -> None:
         """Settle a batch side by side, so that their commits share one fsync."""
-        now_s = self.clock.monotonic()
-        if now_s - self._swept_s >= self.every_s:
-            self._swept_s = now_s
+        now_s, behind = self.clock.monotonic(), self.desk.dependencies
+        room, well = min(behind.store.room(), AT_ONCE), (behind.store.closed, behind.api.closed)
+        if not room:
+            return
+        if now_s - self._swept_s >= self.every_s or well != self._well:
+            self._swept_s, self._well = now_s, well
             await self.sweep()
         dirty, working = self.settler.dirty, self.settler.working
         free = [uid for uid in dirty if uid not in working]
-        batch = [(uid, dirty.pop(uid)) for uid in free[:AT_ONCE]]
+        batch = [(uid, dirty.pop(uid)) for uid in free[:room]]
         await asyncio.gather(*(self.settler.settle(uid, fresh=gone) for uid, gone in batch))
         if len(free) > AT_ONCE:
             self.settler.bell.set()
+        for _ in range(0 if batch else min(behind.store.room(), breaker.PROBES) if not behind.store.closed else 0):
+            with contextlib.suppress(StoreError):
+                await self.settler.writer.commit(())  # a probe, since nobody has anything to write
 
     async def recover(self) -> None:
         """Book what the ledger holds, and settle what the last process left in flight, before anything is decided."""
@@ -215,8 +229,9 @@ class Reconcile:
         await self.sweep()
 
     async def sweep(self) -> None:
-        """Mark every Request about which something is to be done; lets the loop turn now and then."""
+        """Mark every Request about which something is to be done, by arrival; lets the loop turn now and then."""
         now_us, pods, rows = self.clock.wall_us(), self.desk.registry.pods, self.desk.book.rows
+        found: list[tuple[tuple[int, str, str], str]] = []
         uids = dict.fromkeys(row.id for row in self.desk.book.live()) | dict.fromkeys(
             uid for uid, pod in pods.items() if pod.ours
         )
@@ -225,8 +240,19 @@ class Reconcile:
                 await self.clock.sleep(0)
             if ("pods", uid) in self.desk.registry.poison:
                 continue  # what memory has of this pod is not how it is
-            if decide(rows.get(uid), pods.get(uid), now_us=now_us, fresh=False, in_flight=uid in self.settler.working):
-                self.settler.mark(uid)
+            row, pod, busy = rows.get(uid), pods.get(uid), uid in self.settler.working
+            door = self.desk.door(pod.request.namespace) if pod is not None else Door.OPEN
+            if decide(row, pod, now_us=now_us, fresh=False, in_flight=busy, door=door):
+                found.append((_arrival(row or pod), uid))  # type: ignore[arg-type]  # where there is neither, nothing is to do
+        dirty = self.settler.dirty
+        for _, uid in sorted(found):
+            self.settler.mark(uid, gone=dirty.pop(uid, False))
+
+
+def _arrival(one: Row | Pod) -> tuple[int, str, str]:
+    """Return what sorts by arrival: times have whole seconds, so names decide between equal ones."""
+    who = one.request if isinstance(one, Pod) else one
+    return who.arrival_us, who.namespace, who.name
 
 
 @dataclass(slots=True)

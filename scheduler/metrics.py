@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 
 from scheduler.clock import Clock
 from scheduler.desk import Desk
-from scheduler.gauges import capacity, fragmentation, gauge, line
+from scheduler.gauges import breakers, capacity, fragmentation, gauge, line
 from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.model.reservation import Change, Event, State
 from scheduler.settling import Writer
@@ -150,6 +150,7 @@ class _Gauges:
         """Yield the gauges, and None where others may run in the midst of one."""
         yield gauge("build_info", "Version of the running Tessera.", ("version",), {(self._version,): 1})
         yield gauge("inventory_age_seconds", "Time since the API server was last heard.", (), {(): self._age_s()})
+        yield from breakers(self._desk.dependencies)
         yield gauge("drift_devices", "Findings of the last audit.", (), {(): len(self._findings())})
         yield from capacity(self._desk.registry)
         yield from fragmentation(self._desk.registry, self._desk.mix)

@@ -57,6 +57,8 @@ class Notices:
 
     async def step(self) -> None:
         """Look at some pods and write a few Events; call it once a second."""
+        if not self.desk.dependencies.closed:
+            return  # it would be told to a server that is busy enough
         now_s = self.clock.monotonic()
         self._look(now_s)
         for key in [key for key, at_s in self._sent.items() if now_s - at_s >= REPEAT_S]:

@@ -21,7 +21,7 @@ from scheduler.clock import Clock
 from scheduler.decision.reasons import REASONS
 from scheduler.desk import Desk
 from scheduler.faults import fault
-from scheduler.kube.port import ApiError, Cluster, NotFound, Object, UnknownOutcome
+from scheduler.kube.port import ApiError, Cluster, NotFound, Object, Unavailable, UnknownOutcome
 from scheduler.ledger.ledger import NOBODY_THERE, NOT_LET_GO
 from scheduler.ledger.lifecycle import HOLDING
 from scheduler.model.pod import Pod
@@ -151,21 +151,22 @@ class Releaser:
             self._begin()
         self._watch_time()
         now_s, works = self.clock.monotonic(), dict[str, Coroutine[None, None, None]]()
-        for uid, (epoch, _) in list(self.desk.order.astray.items()):
-            row = self.desk.book.rows.get(uid)
-            if row is not None and row.state is State.RESERVED and row.epoch == epoch:
-                self.settler.mark(uid)
-            else:
-                del self.desk.order.astray[uid]
+        self._mark_astray()
         self._void |= dict.fromkeys(uid for uid in list(self.out) if uid not in self._slots and self._taken_stock(uid))
-        if LOOK not in self._slots and now_s - self._looked_s >= LEASE_EVERY_S:
+        behind = self.desk.dependencies
+        if not (calls := behind.api.room()):
+            return works
+        every_s = LEASE_EVERY_S if behind.api.closed else PAUSE_S  # a probe, where nothing else is to be sent
+        if LOOK not in self._slots and now_s - self._looked_s >= every_s:
             self._looked_s = now_s
             works[LOOK] = self._look()
-        if now_s < self._quiet_s:
+        if now_s < self._quiet_s or not behind.store.closed:
             return works
-        for uid in [uid for uid in self._void if uid not in self._slots][: SLOTS - len(self._slots)]:
+        free = min(SLOTS - len(self._slots), calls - len(works))
+        for uid in [uid for uid in self._void if uid not in self._slots][: max(free, 0)]:
             works[uid] = self._clear(uid)
-        room = min(may_release(self.window.size, len(self.out), self.heard()), SLOTS - len(self._slots) - len(works))
+        free = min(SLOTS - len(self._slots), calls) - len(works)
+        room = min(may_release(self.window.size, len(self.out), self.heard()), free)
         for uid in list(self.pending):
             if room > 0 and uid not in self._slots and uid not in works and self._later.get(uid, 0.0) <= now_s:
                 row, pod = self.desk.book.rows.get(uid), self.desk.registry.pods.get(uid)
@@ -205,6 +206,15 @@ class Releaser:
                 self._sent(uid)
                 if pod is not None and pod.nominated:
                     self._void[uid] = None  # a former process let it go
+
+    def _mark_astray(self) -> None:
+        """Have the reservations given up that must be."""
+        for uid, (epoch, _) in list(self.desk.order.astray.items()):
+            row = self.desk.book.rows.get(uid)
+            if row is not None and row.state is State.RESERVED and row.epoch == epoch:
+                self.settler.mark(uid)
+            else:
+                del self.desk.order.astray[uid]
 
     def _begin(self) -> None:
         """Go on where the last process ended: what is reserved may be nominated or not, gated or not."""
@@ -312,6 +322,8 @@ class Releaser:
                 await writes
         except NotFound:
             self.settler.mark(uid)
+        except Unavailable:
+            pass  # it was not sent, and is as soon as the API server is back
         except ApiError as error:
             if error.status == BUSY:
                 self._quiet_s = self.clock.monotonic() + min(max(error.retry_after_s, BUSY_S), BUSY_S_MAX)

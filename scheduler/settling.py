@@ -23,7 +23,7 @@ from scheduler.intake.pod import read_pod
 from scheduler.kube.port import ApiError, Cluster, NotFound, UnknownOutcome
 from scheduler.ledger.ledger import advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
-from scheduler.ledger.reconcile import Action, Advance, ReadBack, Touch, decide
+from scheduler.ledger.reconcile import Action, Advance, Door, ReadBack, Touch, decide
 from scheduler.ledger.taking import newborn
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Change, Event, Row
@@ -126,7 +126,8 @@ class Settler:
             now_us = self.clock.wall_us()
             if row is not None and not refused and row.deadline_us and now_us >= row.deadline_us:
                 refused = self.excuse(uid)
-            actions = decide(row, pod, now_us=now_us, fresh=fresh, in_flight=False, refused=refused)
+            door = self.desk.door(pod.request.namespace) if pod is not None else Door.OPEN
+            actions = decide(row, pod, now_us=now_us, fresh=fresh, in_flight=False, refused=refused, door=door)
             if not actions:
                 return
             for action in actions:
@@ -181,7 +182,7 @@ class Settler:
             if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
                 desk.book.remember(ended)  # it ended so long ago that memory had dropped it
             raise
-        if action.event is Event.SUBMIT and pod is not None:
+        if action.event in {Event.SUBMIT, Event.HOLD} and pod is not None:
             desk.arrivals.learn(pod.request, self.clock.wall_us())
         await fault("settle.committed")
         now = desk.book.rows.get(uid)

@@ -138,6 +138,8 @@ class Turner:
             return
         if seen == self._seen and not self._news and now_s < self._next_s:
             return
+        if not self.desk.dependencies.closed:
+            return
         room = self.releaser.room()
         if room <= 0:
             if self.releaser.alone():
@@ -178,7 +180,8 @@ class Turner:
                 if self.clock.monotonic() - began_s > self.slice_s:
                     for _ in range(HOPS):
                         await self.clock.sleep(0)
-                    began_s, whole = self.clock.monotonic(), self._state()[1:] == state
+                    began_s = self.clock.monotonic()
+                    whole = self._state()[1:] == state and self.desk.dependencies.closed
                     if not whole:
                         break
             whole = whole and room > 0

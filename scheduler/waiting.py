@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from scheduler.decision.reasons import OF_REQUEST
 from scheduler.desk import Desk
 from scheduler.ledger.ledger import NOBODY_THERE
+from scheduler.ledger.reconcile import HELD_UP, Door
+from scheduler.ledger.taking import newborn
+from scheduler.model.pod import Pod
 from scheduler.model.reservation import Row, State
 
-CAPACITY, PENDING = "WaitingForCapacity", "PendingEvaluation"
+CAPACITY, PENDING, TOO_MANY = "WaitingForCapacity", "PendingEvaluation", "TooManyHeld"
 
 
 def waiting_word(desk: Desk, row: Row) -> str:
     """Return the word of the last turn, or of /filter where that tells more; empty for what does not wait."""
     if row.state is State.HELD:
-        return "AllocatorUnavailable"
+        return row.reason
     if row.state is not State.QUEUED:
         return ""
+    if not desk.dependencies.closed:
+        return HELD_UP
     word = desk.order.words.get(row.id, "")
     if not word and row.not_before_us > desk.clock.wall_us():
         return "BackingOff"
@@ -24,6 +32,26 @@ def waiting_word(desk: Desk, row: Row) -> str:
     if word in {"", CAPACITY}:
         word = desk.last_refusal(row.id) or word
     return OF_REQUEST.get(word, word) or PENDING
+
+
+def unwritten(desk: Desk, pod: Pod) -> Row | None:
+    """Return how a pod is shown that the ledger does not know yet; None for one that it knows, or never will.
+
+    During an outage of the store the pod itself, with its gate, is the record of what was asked.
+    """
+    over = pod.node or pod.terminal or pod.deleting or pod.request.refusal is not None
+    if not pod.ours or over or pod.uid in desk.book.rows:
+        return None
+    row = newborn(pod.request, fence=desk.fence, now_us=pod.request.arrival_us)
+    if desk.dependencies.closed:
+        return row
+    full = desk.dependencies.store.closed and desk.door(pod.request.namespace) is Door.FULL
+    return replace(row, state=State.HELD, reason=TOO_MANY if full else HELD_UP)
+
+
+def all_unwritten(desk: Desk) -> Iterator[Row]:
+    """Yield all of them."""
+    return (row for pod in desk.registry.pods.values() if (row := unwritten(desk, pod)) is not None)
 
 
 def judged_word(desk: Desk, row: Row) -> str:

@@ -17,6 +17,7 @@ from scheduler.breaker import (
     OPEN_S_MAX,
     PLENTY,
     PROBES,
+    SLOW_MAX,
     WINDOW_S,
     Begun,
     Breaker,
@@ -35,7 +36,7 @@ from scheduler.kube.port import ApiError, Conflict, NotFound, UnknownOutcome
 from tests.virtual import virtual
 
 GAPS = st.sampled_from((0.0, 0.1, 0.5, 1.0, 2.5, 4.9, 5.0, 11.0))
-TOOK = st.sampled_from((0.0, 0.01, 0.9, 1.0, 2.0, 60.0))
+SLOW = st.sampled_from((0, 0, 0, 1, 2, 5))
 KINDS = st.sampled_from(("ok", "ok", "ok", "failed", "dropped"))
 
 
@@ -62,13 +63,13 @@ class Model:
         if self.phase is Phase.HALF_OPEN:
             self.left -= 1
 
-    def end(self, kind: str, took_s: float, now_s: float) -> None:
-        failed, slow = kind == "failed", min(int(took_s), FAILURES_MAX)
+    def end(self, kind: str, slow: int, now_s: float) -> None:
+        failed = kind == "failed"
         if self.phase is Phase.HALF_OPEN:
-            if kind == "dropped":
-                self.left += 1
-            elif failed or slow:
+            if failed or slow:
                 self.open(now_s)
+            elif kind == "dropped":
+                self.left += 1
             else:
                 self.proven += 1
                 if self.proven == PROBES:
@@ -76,8 +77,8 @@ class Model:
         elif kind != "dropped" or slow:
             self.ended.append((now_s, failed, slow))
             late = [one for one in self.ended if int(one[0]) >= int(now_s) - WINDOW_S]
-            slow_s = sum(one[2] for one in late)
-            too_slow = slow_s >= FAILURES_MAX and slow_s * 100 > len(late)
+            slow_all = sum(one[2] for one in late)
+            too_slow = slow_all >= SLOW_MAX and slow_all * 100 > len(late)
             if (failed or slow) and (sum(one[1] for one in late) >= FAILURES_MAX or too_slow):
                 self.open(now_s)
 
@@ -86,10 +87,10 @@ class Model:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(GAPS, KINDS, TOOK, st.integers(0, 3)), max_size=120))
-def test_it_does_what_a_model_does_that_keeps_every_call(calls: list[tuple[float, str, float, int]]) -> None:
+@given(st.lists(st.tuples(GAPS, KINDS, SLOW, st.integers(0, 3)), max_size=120))
+def test_it_does_what_a_model_does_that_keeps_every_call(calls: list[tuple[float, str, int, int]]) -> None:
     breaker, model, now_s, under_way = Breaker(), Model(), 0.0, 0
-    for gap_s, kind, took_s, more in calls:
+    for gap_s, kind, slow, more in calls:
         now_s += gap_s
         for _ in range(1 + more):
             assert room(breaker, now_s) == model.room(now_s)
@@ -102,9 +103,9 @@ def test_it_does_what_a_model_does_that_keeps_every_call(calls: list[tuple[float
             continue
         under_way -= 1
         phase = breaker.phase
-        event = Dropped(took_s) if kind == "dropped" else Ended(took_s, failed=kind == "failed")
+        event = Dropped(slow) if kind == "dropped" else Ended(slow, failed=kind == "failed")
         breaker = step(breaker, event, now_s)
-        model.end(kind, took_s, now_s)
+        model.end(kind, slow, now_s)
         if breaker.phase is not phase:
             under_way = 0  # whoever holds it forgets the others
         assert breaker.phase is model.phase
@@ -118,30 +119,30 @@ def test_it_does_what_a_model_does_that_keeps_every_call(calls: list[tuple[float
 def test_five_failures_in_ten_seconds_open_it(gap_s: float, phase: Phase) -> None:
     breaker = Breaker()
     for number in range(FAILURES_MAX - 1):
-        breaker = step(breaker, Ended(0.01, failed=True), 100 + number * gap_s)
+        breaker = step(breaker, Ended(failed=True), 100 + number * gap_s)
         assert breaker.phase is Phase.CLOSED
-    assert step(breaker, Ended(0.01, failed=True), 100 + 4 * gap_s).phase is phase
+    assert step(breaker, Ended(failed=True), 100 + 4 * gap_s).phase is phase
 
 
 @pytest.mark.parametrize(("fast", "phase"), [(100, Phase.OPEN), (600, Phase.CLOSED)])
 def test_slow_calls_open_it_where_more_than_one_in_a_hundred_is(fast: int, phase: Phase) -> None:
     breaker = Breaker()
     for _ in range(fast):
-        breaker = step(breaker, Ended(0.01), 3)
+        breaker = step(breaker, Ended(), 3)
     for _ in range(5):
-        breaker = step(breaker, Ended(1.2), 3)
+        breaker = step(breaker, Ended(slow=1), 3)
     assert breaker.phase is phase
 
 
-@pytest.mark.parametrize(("calls", "seconds", "phase"), [(5, 5, Phase.OPEN), (1, 5, Phase.OPEN), (1, 4, Phase.CLOSED)])
-def test_calls_that_hang_open_it_while_they_hang(calls: int, seconds: int, phase: Phase) -> None:
-    assert step(Breaker(), Hanging(calls, seconds), 50).phase is phase
+@pytest.mark.parametrize(("calls", "slow", "phase"), [(5, 5, Phase.OPEN), (1, 5, Phase.OPEN), (1, 4, Phase.CLOSED)])
+def test_calls_that_hang_open_it_while_they_hang(calls: int, slow: int, phase: Phase) -> None:
+    assert step(Breaker(), Hanging(calls, slow), 50).phase is phase
 
 
 def test_whoever_asks_to_be_left_alone_is_but_not_for_ever() -> None:
     for asked_s, alone_s in ((0.0, OPEN_S), (20.0, 20.0), (1e9, OPEN_S_MAX)):
         breaker = Breaker(Phase.HALF_OPEN, sent=1)
-        breaker = step(breaker, Ended(0.01, failed=True, wait_s=asked_s), 7)
+        breaker = step(breaker, Ended(failed=True, wait_s=asked_s), 7)
         assert (room(breaker, 7 + alone_s - 0.001), room(breaker, 7 + alone_s)) == (0, PROBES)
 
 
@@ -198,7 +199,7 @@ async def test_an_open_breaker_refuses_and_closes_after_three_probes(here: Place
 @virtual(place)
 async def test_calls_that_hang_are_noticed_before_they_end(here: Place) -> None:
     for count, after_s in ((5, 1.0), (1, 5.0)):
-        here.one = Dependency("store", "", here.clock)
+        here.one = Dependency("store", "", here.clock, single=True)
         hanging = [asyncio.ensure_future(here.call(60)) for _ in range(count)]
         await here.clock.sleep(after_s - 0.1)
         before = here.one.closed
@@ -206,6 +207,18 @@ async def test_calls_that_hang_are_noticed_before_they_end(here: Place) -> None:
         assert (before, here.one.closed) == (True, False)
         await asyncio.gather(*hanging)
         assert here.one.phase is Phase.OPEN  # what began before says nothing of now
+
+
+@virtual(place)
+async def test_one_call_of_many_side_by_side_may_hang_alone(here: Place) -> None:
+    here.one = here.both.api
+    four = [asyncio.ensure_future(here.call(30)) for _ in range(4)]
+    await here.clock.sleep(20)
+    before = here.one.closed
+    fifth = asyncio.ensure_future(here.call(30))
+    await here.clock.sleep(1)
+    assert (before, here.one.closed) == (True, False)
+    await asyncio.gather(fifth, *four)
 
 
 @virtual(place)

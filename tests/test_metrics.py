@@ -266,6 +266,8 @@ async def test_names_and_labels_are_those_promised(scene: Scene) -> None:
         name: {key for sample in family.samples for key in sample.labels} - {"le"} for name, family in families.items()
     }
     assert labels == {
+        "tessera_breaker_state": {"dependency", "state"},
+        "tessera_breaker_transitions": {"dependency", "to"},
         "tessera_build_info": {"version"},
         "tessera_extender_request_duration_seconds": {"verb"},
         "tessera_extender_requests": {"verb", "code"},

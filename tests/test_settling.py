@@ -111,6 +111,7 @@ async def test_a_request_whose_attempts_are_spent_gets_no_new_life_by_a_bind(her
     for _ in range(ATTEMPTS_MAX - 1):
         here.cluster.faults.force("bind", "failed")
         assert await here.bind(pod)
+        await here.app.clock.sleep(6)  # else the breaker opens
     assert here.row(pod).attempts == ATTEMPTS_MAX - 1
     here.cluster.faults.force("bind", "failed")
     here.cluster.faults.force("get", "throttled")  # so the bind ends with the row still BINDING

@@ -63,6 +63,18 @@ REASONS: dict[str, Reason] = {
             "요청은 접수되어 보관 중입니다. 할당기가 복구되면 처리됩니다.",
         ),
         Reason(
+            "TooManyHeld",
+            "wait",
+            "Too many requests are held, of the namespace or in all: the pod is taken in after the recovery.",
+            "네임스페이스 또는 전체의 보관 요청이 한도에 이르렀습니다. 복구된 뒤에 파드를 접수합니다.",
+        ),
+        Reason(
+            "HeldTooLong",
+            "change",
+            "It was held for a day without a recovery and has expired: delete the pod and create it again.",
+            "하루 동안 복구되지 않아 보관이 만료되었습니다. 파드를 삭제하고 다시 만드십시오.",
+        ),
+        Reason(
             "ExceedsNodeSize",
             "change",
             "No node of the allowed kind is large enough: ask for less per pod.",

@@ -6,6 +6,7 @@ journal entry that tells of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -21,10 +22,14 @@ BACKOFF_S_MAX = 300
 DECISION_BYTES_MAX = 2048
 TERMINAL_KEPT = 10_000
 
+HELD_MAX, HELD_MAX_OF_NAMESPACE = 10_000, 500
+"""Requests that are HELD at a time, in all and of one namespace."""
+
 NOBODY_THERE, NOT_LET_GO = "SchedulerNotRunning", "NotLetGo"
 SPARED = frozenset({NOBODY_THERE, NOT_LET_GO})
 """Reasons of a void that spend no attempt: nobody has tried the reservation. A deadline bounds how often they come."""
 
+_ARRIVALS = frozenset({Event.SUBMIT, Event.HOLD})
 _BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 
 _Key = TypeVar("_Key")
@@ -65,8 +70,8 @@ def advance(
         deadline_us: new deadline; None keeps it while RESERVED or BINDING and clears it elsewhere.
         borrowed: quota class; None keeps it.
         born: the new life's identity, queue, priority and amounts; its epoch and counters are set here.
-        credit: the workload's present credit, if it has one. SUBMIT takes one pod's worth of it; losing a bound pod
-            adds to it; other events leave it alone.
+        credit: the workload's present credit, if it has one. SUBMIT or HOLD takes one pod's worth of it; losing
+            a bound pod adds to it; other events leave it alone.
 
     Raises:
         IllegalTransition: the table has no such edge.
@@ -99,7 +104,7 @@ def _beginning(row: Row | None, event: Event, born: Row | None, credit: Credit |
     assert row is None or row.id == born.id, "a new life keeps its id"
     epoch = row.epoch + 1 if row else 1
     new = replace(born, epoch=epoch, created_us=now_us, attempts=0, reclaims=0, not_before_us=0, deadline_us=0)
-    if event is not Event.SUBMIT or credit is None:
+    if event not in _ARRIVALS or credit is None:
         return new
     assert credit.workload == born.workload, "a credit belongs to one workload"
     assert credit.count > 0, "an empty credit passes nothing on"
@@ -148,7 +153,7 @@ def _check(row: Row, decision: str) -> None:
 
 def _credit(row: Row | None, after: Row, event: Event, credit: Credit | None) -> Credit | None:
     """Return the workload's credit after the event; None = untouched, count 0 = used up."""
-    if event is Event.SUBMIT:
+    if event in _ARRIVALS:
         return replace(credit, count=credit.count - 1) if credit else None
     lost = row is not None and (
         (event is Event.FAIL and row.state in _BOUND) or (event is Event.FINISH and row.state is State.RECLAIMING)
@@ -200,6 +205,7 @@ class Book:
     Attributes:
         rows: request id -> row. Read it freely; write through `apply` and `revert`.
         credits: workload -> credit, only those with a count above 0.
+        held: namespace -> how many of its requests are HELD, only those with some.
     """
 
     def __init__(self, rows: Mapping[str, Row] | None = None, credits_: Mapping[str, Credit] | None = None) -> None:
@@ -208,6 +214,7 @@ class Book:
         self.credits: dict[str, Credit] = dict(credits_ or {})
         ended = sorted((row for row in self.rows.values() if row.state in TERMINAL), key=lambda row: row.updated_us)
         self._ended: dict[str, None] = dict.fromkeys(row.id for row in ended)
+        self.held = Counter(row.namespace for row in self.rows.values() if row.state is State.HELD)
         self._undone_rows: dict[Row, Row | None] = {}
         self._undone_credits: dict[Credit, Credit | None] = {}
 
@@ -244,10 +251,18 @@ class Book:
             self._undone_credits[after] = before
 
     def _place(self, key: str, row: Row | None) -> None:
+        for one, more in ((self.rows.get(key), -1), (row, 1)):
+            if one is not None and one.state is State.HELD:
+                self.held[one.namespace] += more
+                self.held += Counter()  # drops those that have none
         _put(self.rows, key, row)
         self._ended.pop(key, None)
         if row is not None and row.state in TERMINAL:
             self._ended[key] = None
+
+    def may_hold(self, namespace: str) -> bool:
+        """Say whether one more request of this namespace may be HELD."""
+        return self.held[namespace] < HELD_MAX_OF_NAMESPACE and self.held.total() < HELD_MAX
 
     def remember(self, ended: Row) -> None:
         """Take back an ended row that was dropped; a Request that is in memory is left as it is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias
 
 import orjson
@@ -43,12 +44,33 @@ class ReadBack:
 
 Action: TypeAlias = Advance | Touch | ReadBack
 
+
+class Door(StrEnum):
+    """What becomes of who comes: queued, held until an outage is over, or left outside because too many are held."""
+
+    OPEN = "open"
+    HOLDING = "holding"
+    FULL = "full"
+
+
+HELD_US_MAX = 24 * 3600 * 1_000_000
+"""How long a request stays HELD at most."""
+
+HELD_UP, HELD_TOO_LONG = "AllocatorUnavailable", "HeldTooLong"
+
 _BOUND = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING})
 _WAITING = frozenset({State.HELD, State.QUEUED})
 
 
 def decide(
-    row: Row | None, pod: Pod | None, *, now_us: int, fresh: bool, in_flight: bool, refused: str = ""
+    row: Row | None,
+    pod: Pod | None,
+    *,
+    now_us: int,
+    fresh: bool,
+    in_flight: bool,
+    refused: str = "",
+    door: Door = Door.OPEN,
 ) -> list[Action]:
     """Say what has to be done, in this order; an empty list means that row and pod agree.
 
@@ -59,6 +81,7 @@ def decide(
         fresh: the pod (or its absence) was just read from the API server, or a DELETED event told of it.
         in_flight: a Binding POST of this very Request is being waited for.
         refused: why a reservation of this epoch must be given up; empty = it need not before its time is over.
+        door: what becomes of who comes, or is held.
     """
     if in_flight and row is not None and row.state is State.BINDING:
         return []
@@ -67,7 +90,9 @@ def decide(
     if not pod.ours:
         return []
     if row is None or row.state in TERMINAL:
-        return _without_life(row, pod)
+        return _without_life(row, pod, door)
+    if row.state is State.HELD and not pod.node:
+        return _held(row, pod, now_us, door)
     return _living(row, pod, now_us=now_us, fresh=fresh, refused=refused)
 
 
@@ -91,7 +116,7 @@ def _without_pod(row: Row | None, *, fresh: bool) -> list[Action]:
     return [Advance(Event.FINISH if row.state in _BOUND else Event.CANCEL, "PodGone")]
 
 
-def _without_life(row: Row | None, pod: Pod) -> list[Action]:
+def _without_life(row: Row | None, pod: Pod, door: Door) -> list[Action]:
     """No row, or one that ended: book what is bound, take in what is new."""
     if pod.terminal:
         return []
@@ -103,7 +128,18 @@ def _without_life(row: Row | None, pod: Pod) -> list[Action]:
     if row is None and refusal is not None:
         return [Advance(Event.REJECT, refusal.reason)]
     welcome = row is None or (row.state is State.REJECTED and refusal is None)
-    return [Advance(Event.SUBMIT)] if welcome else []
+    if not welcome or door is Door.FULL:
+        return []
+    return [Advance(Event.SUBMIT)] if door is Door.OPEN else [Advance(Event.HOLD, HELD_UP)]
+
+
+def _held(row: Row, pod: Pod, now_us: int, door: Door) -> list[Action]:
+    """Let it in when the outage is over; it may end before, and is not held for ever."""
+    if ended := _waiting(pod):
+        return ended
+    if door is Door.OPEN:
+        return [Advance(Event.JUDGE)]
+    return [Advance(Event.EXPIRE, HELD_TOO_LONG)] if now_us - row.created_us >= HELD_US_MAX else []
 
 
 def _waiting(pod: Pod) -> list[Action]:

@@ -20,6 +20,7 @@ from scheduler.ledger.lifecycle import TERMINAL
 from scheduler.ledger.queues import WAITING
 from scheduler.ledger.quota import exceeding as beyond
 from scheduler.ledger.quota import lacking
+from scheduler.ledger.reconcile import HELD_UP
 from scheduler.ledger.standing import plain
 from scheduler.model.pod import Pod, Request
 from scheduler.model.reservation import Row, State
@@ -40,7 +41,7 @@ FIRST = (
     ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
     (AUTOSCALE,),  # what the masks say of the nodes that are there matters less
     (),  # the masks' word, where no node could ever take it
-    ("SchedulerNotRunning", "WaitingForGate", "BackingOff"),  # it takes no part in the turn
+    (HELD_UP, "SchedulerNotRunning", "WaitingForGate", "BackingOff"),  # it takes no part in the turn
     (GANG,),
     (QUOTA,),
     (BEHIND,),
@@ -107,7 +108,7 @@ def positions(desk: Desk, row: Row) -> dict[str, int | None]:
             overall += before
             waiting += same
             own += before and same
-    waits = row.state in WAITING
+    waits = row.state in WAITING and row.id in desk.book.rows
     return {
         "position": own if waits else None,
         "waiting": waiting,
@@ -130,7 +131,7 @@ def _why(desk: Desk, row: Row, pod: Pod | None, places: dict[str, int | None]) -
         return explain.why_refused(pod.request.refusal)
     if row.state is not State.QUEUED:
         lost = row.state is State.FAILED and row.reason != "PodFailed"
-        return _alone("AllocatorUnavailable" if row.state is State.HELD else "AttemptsSpent" if lost else row.reason)
+        return _alone("AttemptsSpent" if lost else row.reason)
     if pod is None or desk.intents.get(row.id) is not None:
         return _alone(PENDING)
     found = explain.why(desk.fits(pod), desk.asks.nearest(pod.request))
@@ -150,6 +151,8 @@ def _words(desk: Desk, row: Row, pod: Pod) -> Iterator[str]:
     said = order.words.get(row.id, "") or (NOBODY_THERE if row.reason == NOBODY_THERE else "")
     if said not in {CAPACITY, "BackingOff"}:  # of capacity the masks tell more
         yield said
+    if not desk.dependencies.closed:
+        yield HELD_UP
     if set(pod.gates) - {GATE}:
         yield "WaitingForGate"
     if word := desk.queues.refusal(request.queue, request.namespace):

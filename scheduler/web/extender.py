@@ -102,12 +102,12 @@ class Extender:
     async def bind(self, body: bytes) -> Reply:
         """Answer POST /scheduler/bind."""
         with self.metrics.timed("bind"):
+            if self.unready():
+                return self._not_now("bind")
             try:
                 args = read_bind(body)
             except BadBody as error:
                 return self._bad("bind", error)
-            if self.unready():
-                return self._error("bind", "Tessera's view of the cluster is not ready")
             problem = await self.bind_pod(args)
             if problem:
                 return self._error("bind", problem)
@@ -116,14 +116,14 @@ class Extender:
 
     def _filter(self, body: bytes) -> Reply:
         started = self._asked_s
+        if self.unready():
+            return self._not_now("filter")
         try:
             args = self._read(body)
         except BadBody as error:
             return self._bad("filter", error)
         if len(args.names) > NAMES_MAX:
             return self._bad("filter", BadBody(f"more than {NAMES_MAX} node names in one call"))
-        if self.unready():
-            return self._error("filter", "Tessera's view of the cluster is not ready")
         answer = self.desk.filter(args.pod, args.names, self._leave)
         if self.clock.monotonic() - started > self.filter_deadline_s:
             self.settle()
@@ -145,6 +145,11 @@ class Extender:
         if len(body) > LARGE and body.count(b",") > PARTS_MAX:
             raise BadBody(f"more than {NAMES_MAX} node names in one call")
         return read_filter(body, self.desk.registry.pods)
+
+    def _not_now(self, verb: str) -> Reply:
+        """Answer at once, whatever was asked; that somebody asked is noted."""
+        self.desk.called_s = self.clock.monotonic()
+        return self._error(verb, "Tessera decides nothing now: its view, its store or the API server fails")
 
     def _bad(self, verb: str, error: BadBody) -> Reply:
         self.metrics.answered(verb, "malformed")

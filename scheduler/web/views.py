@@ -7,6 +7,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -20,7 +21,7 @@ from scheduler.ledger.standing import Standing, line_of, standings
 from scheduler.metrics import Metrics
 from scheduler.model.node import Node
 from scheduler.model.reservation import Row, State
-from scheduler.waiting import waiting_word
+from scheduler.waiting import all_unwritten, unwritten, waiting_word
 
 from .explanation import SHOWN, explanation, positions
 from .problems import problem
@@ -121,7 +122,8 @@ class Views:
         sort = http.query.get("sort", "arrival")
         if sort not in SORTS:
             return problem(400, "request.malformed", f"requests are not sorted by {sort!r}; try {', '.join(SORTS)}")
-        rows = {f"{sort} {SORTS[sort](row)}": row for row in self.desk.book.rows.values() if _matches(row, wanted)}
+        every = chain(self.desk.book.rows.values(), all_unwritten(self.desk))
+        rows = {f"{sort} {SORTS[sort](row)}": row for row in every if _matches(row, wanted)}
         place = self._places()
         return _page(
             http, sorted(rows), lambda key: self.request_view(rows[key]) | {"position": place(rows[key])}, sort
@@ -133,7 +135,7 @@ class Views:
         own: dict[str, list[Row]] = {}
 
         def place(row: Row) -> int | None:
-            if row.state not in WAITING:
+            if row.state not in WAITING or row.id not in self.desk.book.rows:
                 return None
             if not own:
                 for one in self.desk.book.rows.values():
@@ -145,9 +147,15 @@ class Views:
 
         return place
 
+    def _row(self, http: web.Request) -> Row | None:
+        """Return the row of the Request in the path, also of one that the ledger does not know yet."""
+        uid = http.match_info["id"]
+        pod = self.desk.registry.pods.get(uid)
+        return self.desk.book.rows.get(uid) or (unwritten(self.desk, pod) if pod is not None else None)
+
     async def request(self, http: web.Request) -> web.Response:
         """One Request by id."""
-        row = self.desk.book.rows.get(http.match_info["id"])
+        row = self._row(http)
         if row is None:
             return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
         pod = self.desk.registry.pods.get(row.id)
@@ -165,7 +173,7 @@ class Views:
 
     async def explanation(self, http: web.Request) -> web.Response:
         """Why one Request is where it is."""
-        row = self.desk.book.rows.get(http.match_info["id"])
+        row = self._row(http)
         if row is None:
             return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
         return _json(explanation(self.desk, row))

@@ -9,7 +9,7 @@ import pytest
 from scheduler.intake.allocation import write_allocation
 from scheduler.ledger.ledger import ATTEMPTS_MAX, advance
 from scheduler.ledger.lifecycle import HOLDING, TERMINAL
-from scheduler.ledger.reconcile import Action, Advance, ReadBack, Touch, decide, drift
+from scheduler.ledger.reconcile import HELD_US_MAX, Action, Advance, Door, ReadBack, Touch, decide, drift
 from scheduler.model.allocation import Allocation, Grant
 from scheduler.model.pod import Pod, Refusal, Request
 from scheduler.model.reservation import Event, Row, State
@@ -83,7 +83,8 @@ TABLE = {
         "old epoch": "adopt", "bare": "adopt", "leaving": "adopt start",
     },
 }  # fmt: skip
-TABLE[State.QUEUED] = TABLE[State.HELD]
+TABLE[State.QUEUED] = dict(TABLE[State.HELD])
+TABLE[State.HELD] |= dict.fromkeys(("plain", "touched"), "judge")
 TABLE[State.RECLAIMING] = TABLE[State.RUNNING]
 for _ended in TERMINAL - {State.REJECTED}:
     TABLE[_ended] = {name: says for name, says in TABLE[State.REJECTED].items() if says != "submit"}
@@ -99,6 +100,29 @@ def test_each_cell_of_the_table(state: State | None, pod: str) -> None:
     unsure = state in HOLDING and pod == "gone" and says
     unsure = unsure or (state is State.BINDING and PODS[pod] is not None and not PODS[pod].node)
     assert words(stale) == (["readback"] if unsure else says)
+
+
+@pytest.mark.parametrize("pod", PODS)
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("door", [Door.HOLDING, Door.FULL])
+def test_a_closed_door_holds_who_comes_and_changes_nothing_else(state: State | None, pod: str, door: Door) -> None:
+    through = words(decide(row_of(state), PODS[pod], now_us=NOW, fresh=True, in_flight=False))
+    before = words(decide(row_of(state), PODS[pod], now_us=NOW, fresh=True, in_flight=False, door=door))
+    held = {"submit": ["hold"] if door is Door.HOLDING else [], "judge": []}
+    assert before == (held[through[0]] if through and through[0] in held else through)
+
+
+def test_who_is_held_expires_after_a_day_unless_the_outage_is_over() -> None:
+    row, pod = row_of(State.HELD), PODS["plain"]
+    assert row is not None
+    for later_us, door, says in (
+        (HELD_US_MAX - 1, Door.HOLDING, []),
+        (HELD_US_MAX, Door.HOLDING, ["expire"]),
+        (HELD_US_MAX, Door.FULL, ["expire"]),
+        (2 * HELD_US_MAX, Door.OPEN, ["judge"]),
+    ):
+        now_us = row.created_us + later_us
+        assert words(decide(row, pod, now_us=now_us, fresh=True, in_flight=False, door=door)) == says
 
 
 @pytest.mark.parametrize("fresh", [True, False])
