@@ -46,11 +46,13 @@ class Board:
         leading = next((at for at, name in enumerate(self.masks) if name not in STATIC_MASKS), len(self.masks))
         self._static, self._live = self.masks[:leading], list(enumerate(self.masks))[leading:]
         self.policies = policies
+        self.tiers = tuple("+".join(name for name, _ in tier) for tier in policies.tiers)  # as records call them
         self._tiers = policies.tiers  # of those that tell nodes apart, once the kind of ask is known
         self._layout = _NEVER
         self._synced = _NEVER  # the columns' generation up to which changes were noticed
         self._mix = empty_mix(0)
         self._known: dict[str, FloatArray] = {}
+        self._alike: list[FloatArray | None] = []  # tier sums that do not tell nodes apart; None for those of the keys
         self._leading: list[FloatArray] = []  # sums of the tiers before the first one that changes with bookings
         self._stale = np.zeros(0, np.bool_)
         self._first = np.zeros(0, np.int8)
@@ -92,8 +94,8 @@ class Board:
         """Return up to `count` of these nodes that pass, best first; None = of all nodes; one named twice is one."""
         if rows is None:
             if not self._stale.any():
-                order = _top(self._keys, count) if len(self._keys) else np.zeros(0, np.intp)
-                return order[self._keys.take(order) != b""]
+                order: Rows = _top(self._keys, count) if len(self._keys) else np.zeros(0, np.intp)
+                return order.compress(self._keys.take(order) != b"")
             rows = np.arange(self._snapshot.nodes)
         if not len(rows):
             return rows
@@ -136,11 +138,7 @@ class Board:
     def sums(self, row: int) -> list[float]:
         """Return the tier sums of a node that passes and is settled."""
         told = iter(np.frombuffer(self._keys[row].ljust(self._keys.itemsize, b"\0"), ">f4").tolist())
-        here = np.asarray([row], np.intp)
-        return [
-            next(told) if tier in self._tiers else float(self._sum(tier, self._snapshot, self.ask, here)[0])
-            for tier in self.policies.tiers
-        ]
+        return [next(told) if one is None else float(one[row]) for one in self._alike]
 
     def _lay_out(self, snapshot: Snapshot, ask: Ask, mix: Mix, moved: Rows) -> None:
         """Take in what Node objects say, and scores that are the same everywhere for this kind of ask."""
@@ -151,6 +149,10 @@ class Board:
         names = [name for tier in self.policies.tiers for name, _ in tier]
         static = [name for name in names if name in STATIC_SCORES or ask.kind not in told_apart_by(name)]
         self._known = {name: SCORES[name](snapshot, ask, mix) for name in static}
+        self._alike = [
+            None if tier in self._tiers else combine.tier_sum([(weight, self._known[name]) for name, weight in tier])
+            for tier in self.policies.tiers
+        ]
         settled = {
             at: combine.tier_sum([(weight, self._known[name]) for name, weight in tier])
             for at, tier in enumerate(self._tiers)

@@ -122,8 +122,7 @@ def cause(word: str) -> Cause:
 
 def _scores(board: Board, row: int) -> list[dict[str, int]]:
     """Return a node's tier sums in millionths, each under the names of its tier's scores."""
-    tiers = ("+".join(name for name, _ in tier) for tier in board.policies.tiers)
-    return [{name: round(one * 1_000_000)} for name, one in zip(tiers, board.sums(row), strict=True)]
+    return [{name: round(one * 1_000_000)} for name, one in zip(board.tiers, board.sums(row), strict=True)]
 
 
 def _short(name: str) -> str:

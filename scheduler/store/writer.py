@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ WAITING_MAX = 4096
 PATIENT = frozenset({Event.POST, Event.START})
 """Steps that tell of what the cluster shows by itself: nobody's decision or answer waits until they are written."""
 PATIENCE_S = 0.005
+SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +66,8 @@ class ThreadedWriter:
         self._waiting: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._patient: list[_Job] = []  # before any that is handed over later
         self._closed = False
+        # SQLite lets go of the interpreter at every row; with Python's 5 ms, a busy loop would let the thread starve.
+        sys.setswitchinterval(SWITCH_S)
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
