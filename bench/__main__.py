@@ -211,6 +211,23 @@ def crash(
         _run(lambda say: deaths.run_crash(settings, say), seed=seed, as_json=as_json, show=deaths.show)
 
 
+@app.command()
+def wake(
+    *,
+    held: Annotated[int, typer.Option(min=1, help="Pods that wait in queues.")] = 300,
+    freed: Annotated[int, typer.Option(min=1, help="Running pods that end.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of which pods end, and when.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Milliseconds from the end of a pod to the nodeName of the one that waited for its place, on a full cluster."""
+    if freed > held:
+        _refuse(f"{freed} pods can only be followed by as many that wait: --held is at least --freed, not {held}.")
+    from bench import wake as heirs  # noqa: PLC0415 - as in cluster
+
+    settings = heirs.Settings(held, freed, seed)
+    _run(lambda say: heirs.run_wake(settings, say), seed=seed, as_json=as_json, show=heirs.show)
+
+
 @app.command("queue-turn")
 def queue_turn(
     *,

@@ -72,6 +72,26 @@ def read_dump(folder: Path) -> Dump:
     )
 
 
+def write_dump(folder: Path, nodes: Json, pods: Json, *, calls: Iterable[Json], run: Json, queues: str) -> None:
+    """Write all of a dump but the journal; the folder is made when absent.
+
+    Args:
+        folder: where.
+        nodes: Kubernetes list at the end of the run.
+        pods: likewise.
+        calls: extender calls.
+        run: what the driver did.
+        queues: documents of the queues, empty when there were none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "nodes.json").write_text(json.dumps(nodes))
+    (folder / "pods.json").write_text(json.dumps(pods))
+    (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    (folder / "run.json").write_text(json.dumps(run))
+    if queues:
+        (folder / "queues.yaml").write_text(queues)
+
+
 def _line(text: str) -> Json:
     try:
         found = json.loads(text)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench.allocations import parsed
 from bench.apiclient import ApiClient, ApiError
-from bench.auditor import Audit, read_dump
+from bench.auditor import Audit, read_dump, write_dump
 from bench.devices import GPU, MIG_DEVICES, SHARE
 from bench.errors import BenchError
 from bench.kube_objects import create_nodes, create_pods, node_object, pod_object
@@ -430,11 +430,7 @@ class _Trial:
         status = await self.product.stop()
         run = {"seed": self.bench.settings.seed, "pods": PODS_EACH, "kills": 1, "exit_status": status}
         calls = self.bench.extender.calls[first:]
-        (self.folder / "nodes.json").write_text(json.dumps(nodes))
-        (self.folder / "pods.json").write_text(json.dumps(pods))
-        (self.folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
-        (self.folder / "run.json").write_text(json.dumps(run))
-        (self.folder / "queues.yaml").write_text(QUEUES)
+        write_dump(self.folder, nodes, pods, calls=calls, run=run, queues=QUEUES)
         await self.product.export_journal(self.folder / "journal.jsonl")
         audit = Audit(read_dump(self.folder))
         report = audit.report()

@@ -61,6 +61,7 @@ def test_an_empty_dump_fails_with_a_sentence(tmp_path: Path) -> None:
         ("throughput --way sideways", "direct"),
         ("crash --points C1", "C3, C4, C5, C6, C7, C8"),
         ("crash --each 0", "--each"),
+        ("wake --held 5 --freed 6", "--held is at least --freed"),
         ("cluster --kinds whole,half", "--kinds is a list of none,whole,mig,share"),
         ("soak --kinds mig", "with none or whole among them"),
         ("soak --seeds 0", "--seeds"),
@@ -87,7 +88,8 @@ def test_usage_errors_end_with_64_and_a_sentence(arguments: str, sentence: str) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "seed"), [("cluster --seed 3", 3), ("coldstart", None), ("crash --seed 4", 4), ("throughput", None)]
+    ("arguments", "seed"),
+    [("cluster --seed 3", 3), ("coldstart", None), ("crash --seed 4", 4), ("throughput", None), ("wake", 1)],
 )
 def test_without_a_control_plane_a_bench_fails_with_one_sentence(arguments: str, seed: int | None) -> None:
     ran = bench(*arguments.split(), "--json", TESSERA_KUBE_BIN="/nowhere")
