@@ -22,6 +22,7 @@ class SlowDisk:
         late_s: a group takes up to so long.
         failing: probability that a commit fails with nothing written.
         broken: nothing is written any more; every commit fails.
+        hung: nothing is written, and nobody is told; what waits is written when it ends.
     """
 
     store: Store
@@ -30,6 +31,7 @@ class SlowDisk:
     late_s: float = 0.01
     failing: float = 0.0
     broken: bool = False
+    hung: bool = False
     _waiting: list[_Job] = field(default_factory=list)
     _timer: asyncio.TimerHandle | None = None
 
@@ -57,6 +59,9 @@ class SlowDisk:
         self._waiting.clear()
 
     def _flush(self) -> None:
+        if self.hung:
+            self._timer = self.clock.call_later(0.1, self._flush)
+            return
         self._timer, jobs, self._waiting = None, self._waiting, []
         if not jobs:
             return
