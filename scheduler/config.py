@@ -29,6 +29,7 @@ from scheduler import faults
 from scheduler.decision.catalog import DEFAULT_MASKS, DEFAULT_TIERS, Policies, read_policies
 from scheduler.errors import ConfigError
 from scheduler.intake.node import read_node
+from scheduler.model.subject import Role
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -49,8 +50,8 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=366 * 86400
 
 HTTP_TIMEOUT_S = 2.0
 """How long kube-scheduler waits for an answer (`httpTimeout` in deploy/), whatever it asks."""
-ELSEWHERE = frozenset({"TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN", faults.VARIABLE})
-"""Variables that are no configuration: the state folder, and what benches and tests read or set."""
+ELSEWHERE = frozenset({"TESSERA_STATE", "TESSERA_TRACES", "TESSERA_KUBE_BIN", "TESSERA_TOKEN", faults.VARIABLE})
+"""Variables that are no configuration: state folder, the token of commands, and what benches and tests read or set."""
 _SERVICE_LINK = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """What a kubelet sets in every pod beside a Service whose name begins with `tessera`, such as TESSERA_SERVICE_HOST."""
 
@@ -150,6 +151,69 @@ class NodeGroup(_Part):
         return self
 
 
+class Kubernetes(_Part):
+    """People whom the API server vouches for; `audiences` are those their tokens must be made for, none = its own."""
+
+    audiences: tuple[str, ...] = ()
+
+
+class Oidc(_Part):
+    """An OpenID Connect provider whose access tokens are taken; `keys` is the URL of its JWKS.
+
+    `user` and `groups` are the names of claims; people are then called NAME:USER and NAME:GROUP.
+    """
+
+    name: str = Field(default="oidc", pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$")
+    issuer: str = Field(min_length=1)
+    audience: str = Field(min_length=1)
+    keys: str = Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])[:/])")
+    algorithms: tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"], ...] = (
+        Field(default=("RS256", "ES256"), min_length=1)
+    )
+    user: str = "sub"
+    groups: str = "groups"
+    leeway: Annotated[Duration, Field(le=60)] = 30.0
+
+
+class Bound(_Part):
+    """A role, of whom, and in which namespaces and queues."""
+
+    role: Role
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+
+
+class Access(_Part):
+    """Who may use the API, and how they are known. With none of it the API listens on loopback alone, for everybody.
+
+    `tokens` is the file that `tessera token` writes.
+    """
+
+    tokens: Path | None = None
+    kubernetes: Kubernetes | None = None
+    oidc: tuple[Oidc, ...] = Field(default=(), max_length=16)
+    bindings: tuple[Bound, ...] = Field(default=(), max_length=10_000)
+    callsPerSecond: float = Field(default=50.0, gt=0, le=100_000)  # noqa: N815
+    burst: float = Field(default=200.0, ge=1, le=1_000_000)
+
+    @field_validator("oidc")
+    @classmethod
+    def _told_apart(cls, providers: tuple[Oidc, ...]) -> tuple[Oidc, ...]:
+        for what in ("name", "issuer"):
+            if len({getattr(one, what) for one in providers}) < len(providers):
+                raise ValueError(f"two providers have one {what}; their people could not be told apart")
+        if any(one.name in {"kubernetes", "token"} for one in providers):
+            raise ValueError("a provider is not called kubernetes or token: those are others' people")
+        return providers
+
+    @property
+    def configured(self) -> bool:
+        """Say whether people are asked who they are."""
+        return self.tokens is not None or self.kubernetes is not None or bool(self.oidc)
+
+
 class Log(_Part):
     """What is logged, and whether for people (`console`) or machines (`json`); `auto` asks the terminal."""
 
@@ -167,7 +231,7 @@ class Settings(_Part):
     namespace: str = Field(default="tessera-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     nodeGroups: tuple[NodeGroup, ...] = Field(default=(), max_length=256)  # noqa: N815
     templates: dict[str, Any] = Field(default_factory=dict)
-    access: dict[str, Any] = Field(default_factory=dict)
+    access: Access = Access()
     notify: dict[str, Any] = Field(default_factory=dict)
     prices: dict[str, Any] = Field(default_factory=dict)
 
@@ -180,7 +244,7 @@ class Settings(_Part):
 
     def without_effect(self) -> list[str]:
         """Return the keys that were given and do nothing in this version."""
-        return [key for key in ("templates", "access", "notify", "prices") if getattr(self, key)]
+        return [key for key in ("templates", "notify", "prices") if getattr(self, key)]
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Settings:

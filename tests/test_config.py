@@ -159,3 +159,30 @@ def test_a_node_group_is_read_as_a_node_is(tmp_path: Path) -> None:
     assert [(taint.key, taint.effect) for taint in node.taints] == [("nvidia.com/gpu", "NoSchedule")]
     assert settings.queue.autoscaleTimeout == 600.0
     assert settings.without_effect() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("access: {oidc: [{issuer: a, audience: b, keys: http://elsewhere/keys}]}", "access.oidc.0.keys"),
+        ("access: {oidc: [{issuer: a, audience: b, keys: https://a/k, algorithms: [HS256]}]}", "access.oidc.0.algorithms"),
+        ("access: {oidc: [{issuer: a, audience: b, keys: https://a/k, leeway: 2m}]}", "access.oidc.0.leeway"),
+        ("access: {oidc: [{issuer: a, audience: b, keys: https://a/k, name: kubernetes}]}", "others' people"),
+        (
+            "access: {oidc: [{issuer: a, audience: b, keys: https://a/k}, {issuer: c, audience: b, keys: https://a/k}]}",
+            "two providers have one name",
+        ),
+        ("access: {bindings: [{role: root}]}", "access.bindings.0.role"),
+        ("access: {burst: 0}", "access.burst"),
+        ("access: {password: x}", "unknown key `access.password`"),
+    ],
+)
+def test_access_that_would_be_unsafe_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load(write(tmp_path, text), {})
+
+
+def test_access_is_configured_by_any_way_of_knowing_people(tmp_path: Path) -> None:
+    assert not load(write(tmp_path, "access: {bindings: [{role: admin, users: ['oidc:a']}]}"), {}).access.configured
+    for text in ("tokens: /a", "kubernetes: {}", "oidc: [{issuer: a, audience: b, keys: 'https://a/k'}]"):
+        assert load(write(tmp_path, f"access: {{{text}}}"), {}).access.configured

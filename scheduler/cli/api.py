@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -11,10 +12,16 @@ import typer
 
 from scheduler.errors import TesseraError
 
+TOKEN = "TESSERA_TOKEN"  # noqa: S105 - the name of the variable that holds one
 DEFAULT = "http://127.0.0.1:8080"
 TIMEOUT_S = 10.0
 PAGE = 500
 _REFUSED = 400
+
+
+def _authorization() -> dict[str, str]:
+    token = os.environ.get(TOKEN, "").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 class UnreachableError(TesseraError):
@@ -84,7 +91,7 @@ class Api:
         kind = http.client.HTTPSConnection if self._scheme == "https" else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=TIMEOUT_S)
         try:
-            connection.request("GET", self._path + where, headers={"Accept": "application/json"})
+            connection.request("GET", self._path + where, headers={"Accept": "application/json", **_authorization()})
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from . import ledger
+from . import ledger, token
 from .api import DEFAULT
 
 app = typer.Typer(
     name="tessera", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help="GPUs for pods."
 )
 app.add_typer(ledger.app)
+app.add_typer(token.app)
 
 Url = Annotated[str, typer.Option("--api", help="URL of Tessera's API.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
@@ -50,11 +51,12 @@ def serve(
     extender_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain of that port (PEM).")] = None,
     extender_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     extender_client_ca: Annotated[Path | None, typer.Option(help="CA of kube-scheduler's certificate.")] = None,
-    api: Annotated[str, typer.Option(help="HOST:PORT for people; loopback.")] = "127.0.0.1:8080",
+    api: Annotated[str, typer.Option(help="HOST:PORT for people; loopback without `access`.")] = "127.0.0.1:8080",
     webhook: Annotated[str, typer.Option(help="HOST:PORT for kube-apiserver's admission; none by default.")] = "",
     tls_cert: Annotated[Path | None, typer.Option(help="Its certificate (PEM); by default one of its own.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus and probes.")] = "127.0.0.1:9090",
+    dev_token: Annotated[Path | None, typer.Option(help="Write an administrator's token there.")] = None,
 ) -> None:
     """Run Tessera beside a kube-scheduler; prints one JSON line when ready."""
     gc.disable()  # until ready: what a start makes stays, and looking through it again and again doubles its time
@@ -77,6 +79,7 @@ def serve(
             tls_key=tls_key,
             api=api,
             metrics=metrics,
+            dev_token=dev_token,
         )
     )
 

@@ -48,6 +48,7 @@ RIGHTS: tuple[Right, ...] = (
     Right("patch", "pods", subresource="status"),
     Right("create", "pods", subresource="binding"),
     *(Right(verb, "events", group) for group in ("", "events.k8s.io") for verb in ("create", "patch")),
+    Right("create", "tokenreviews", "authentication.k8s.io"),
     Right("create", "leases", _LEASES, here=True),
     *(Right(verb, "leases", _LEASES, here=True, name=LEASE) for verb in ("get", "update", "patch")),
     Right("get", "leases", _LEASES, here=True, name="tessera-kube-scheduler"),

@@ -34,13 +34,18 @@ from scheduler.kube.lease import Occupancy
 from scheduler.kube.port import Cluster
 from scheduler.loops import forever
 from scheduler.model.queue import Queue
+from scheduler.model.subject import Grant, Role
 from scheduler.store.store import Store
 from scheduler.store.writer import ThreadedWriter
+from scheduler.web.access import Access
+from scheduler.web.bearer import Review
+from scheduler.web.doors import door_of
 from scheduler.web.extender import BODY_MAX
 from scheduler.web.http1 import ListenerRunner
 from scheduler.web.patience import GuardedRunner
 from scheduler.web.routes import api_app, extender_routes, metrics_app
 from scheduler.web.tls import Files, MutualTlsSite, RotatingContext, TlsSite
+from scheduler.web.tokens import ApiToken, new_token, write_secret
 from scheduler.web.webhook import Webhook, webhook_app
 
 from .places import default_url, make_state_folder
@@ -75,6 +80,7 @@ class Options:
     webhook: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    dev_token: Path | None = None
 
     def tls(self) -> Files | None:
         """Return the extender's TLS files, None when it speaks plain HTTP. Raises typer.BadParameter."""
@@ -100,7 +106,6 @@ def run(options: Options) -> None:
         raise typer.BadParameter("name exactly one of --kubeconfig FILE, --in-cluster and --embedded DIR")
     if options.tls() is None:
         loopback(options.extender, "--extender", "or name the three TLS files, which let it listen anywhere")
-    loopback(options.api, "--api")
     options.webhook_tls()
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 - optional, extra [fast]
@@ -112,6 +117,8 @@ def run(options: Options) -> None:
 async def _serve(options: Options) -> None:
     settings = configuration.load(options.config, os.environ)
     logs.configure(settings.log.level, settings.log.format)
+    if not settings.access.configured:
+        loopback(options.api, "--api", "or say in the configuration under `access` who may use it")
     for name in settings.without_effect():
         log.warning("config.no_effect_yet", key=name)
     if written := os.environ.get(faults.VARIABLE):
@@ -132,7 +139,8 @@ async def _serve(options: Options) -> None:
             if world is not None:
                 world.extender = app.extender
             app.queues.given = given
-            await _live(app, options, occupancy, tls)
+            door = _door(options, app, cluster if world is None else None)
+            await _live(app, options, occupancy, tls, door)
     finally:
         store.close()
 
@@ -167,7 +175,21 @@ async def _cluster(options: Options, clock: Clock) -> AsyncGenerator[tuple[Clust
         await server.close()
 
 
-async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingContext | None) -> None:
+def _door(options: Options, app: App, server: Cluster | None) -> Access:
+    """Return who is let in; a developer's token is made anew at every start. Raises ConfigError."""
+    own: ApiToken | None = None
+    if options.dev_token is not None:
+        text, own = new_token("dev", Grant(Role.ADMIN))
+        write_secret(options.dev_token, text + "\n")
+    review: Review | None = None
+    if server is not None and app.settings.access.kubernetes is not None:
+        from scheduler.kube.reviewing import reviewer  # noqa: PLC0415 - only where people are known by Kubernetes
+
+        review = reviewer(server)
+    return door_of(app.settings.access, app.clock, review, own)
+
+
+async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingContext | None, door: Access) -> None:
     """Start listening, recover as soon as the API server can be reached, say ready, and wait for the end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -180,7 +202,7 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
         kube_scheduler = ListenerRunner(extender_routes(app.extender, app.views), BODY_MAX, shutdown_timeout=HANG_UP_S)
         urls = [
             await _listen(runners, kube_scheduler, options.extender, site),
-            await _listen(runners, _guarded(api_app(app.views)), options.api),
+            await _listen(runners, _guarded(api_app(app.views, door)), options.api),
             await _listen(runners, _guarded(metrics_app(app.views)), options.metrics),
         ]
         hook, certificate = await _listen_webhook(runners, app, options) if options.webhook else (None, None)

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import orjson
 from aiohttp import web
 
+from scheduler.model.subject import Role
+
 from .views import PAGE_MAX, SORTS, STATES, Views
 
 Schema: TypeAlias = dict[str, Any]
@@ -41,6 +43,8 @@ def named(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+NAMES: Schema = {"type": "array", "items": TEXT}
+ROLES = [role.value for role in Role]
 PART_OF_MIG = thing(request=TEXT, profile=TEXT, start=COUNT, size=COUNT)
 PART_OF_SHARE = thing(request=TEXT, milli=COUNT, mib=COUNT)
 LINKS = thing(self=TEXT, explanation=TEXT)
@@ -139,6 +143,9 @@ SCHEMAS: dict[str, Schema] = {
         asked=thing(gpuMilli=COUNT, cpuMilli=COUNT, memoryMiB=COUNT),
     ),
     "Reason": thing(**REASON),
+    "Subject": thing(
+        name=TEXT, grants=listed(thing(role={"type": "string", "enum": ROLES}, namespaces=NAMES, queues=NAMES))
+    ),
     "Explanation": thing(**EXPLANATION),
 }
 
@@ -174,6 +181,7 @@ READS: dict[str, Read] = {
     "/api/v1/gpus": Read(Views.gpus, "Gpu", paged=True),
     "/api/v1/queues": Read(Views.queues, "Queue", paged=True),
     "/api/v1/queues/{name}": Read(Views.queue, "QueueAndLine", missing="queue.not_found"),
+    "/api/v1/me": Read(Views.me, "Subject"),
     "/api/v1/requests": Read(Views.requests, "Request", paged=True, query=FILTERED),
     "/api/v1/requests/{id}": Read(Views.request, "RequestInFull", missing="request.not_found"),
     "/api/v1/requests/{id}/explanation": Read(Views.explanation, "Explanation", missing="request.not_found"),
@@ -187,7 +195,8 @@ def document() -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "Tessera", "version": "v1", "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
         "paths": {path: {"get": _operation(path, read)} for path, read in READS.items()},
-        "components": {"schemas": SCHEMAS},
+        "security": [{"bearer": []}],
+        "components": {"schemas": SCHEMAS, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
 
 
@@ -196,6 +205,9 @@ def _operation(path: str, read: Read) -> Schema:
     answers: Schema = {"200": {"description": "Found.", "content": {"application/json": {"schema": schema}}}}
     if read.paged:
         answers["400"] = _problem("`request.malformed`: a parameter cannot be read.")
+    answers["401"] = _problem("`access.unauthenticated`: no valid token.")
+    answers["403"] = _problem("`access.denied`: no role of whose token it is allows this.")
+    answers["429"] = _problem("`rate.limited`: too many calls; see Retry-After.")
     if read.missing:
         answers["404"] = _problem(f"`{read.missing}`: there is no such thing.")
     return {

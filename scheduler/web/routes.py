@@ -6,6 +6,7 @@ from functools import partial
 
 from aiohttp import web
 
+from .access import Access, seal
 from .extender import Extender
 from .http1 import Route
 from .openapi import READS, described
@@ -27,15 +28,16 @@ def extender_routes(extender: Extender, views: Views) -> dict[str, Route]:
     }
 
 
-def api_app(views: Views) -> web.Application:
-    """Serve people and their tools; read-only: what `openapi.READS` describes."""
-    app = web.Application(client_max_size=API_BODY_MAX, middlewares=[patience, problems, refuse_encodings])
+def api_app(views: Views, access: Access) -> web.Application:
+    """Serve people and their tools; read-only: what `openapi.READS` describes. Raises ConfigError without a rule."""
+    inner = [patience, problems, refuse_encodings, access.door()]
+    app = web.Application(client_max_size=API_BODY_MAX, middlewares=inner)
     for path, read in READS.items():
         app.router.add_get(path, partial(read.answer, views))
     app.router.add_get("/api/v1/openapi.json", described)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)
-    return app
+    return seal(app)
 
 
 def metrics_app(views: Views) -> web.Application:

@@ -21,14 +21,17 @@ from scheduler.ledger.standing import Standing, line_of, standings
 from scheduler.metrics import Metrics
 from scheduler.model.node import Node
 from scheduler.model.reservation import Row, State
+from scheduler.model.subject import Reach
 from scheduler.waiting import all_unwritten, unwritten, waiting_word
 
+from .access import REACH, SUBJECT
 from .explanation import SHOWN, explanation, positions
 from .problems import problem
 
 PAGE_MAX = 500
 LATEST_US = 1 << 62
 LINE_MAX = 100  # requests shown of a queue's line
+NOT_FOUND = ("request.not_found", "no Request has this id; list them with GET /api/v1/requests")
 FILTERS = ("state", "queue", "namespace", "name")
 STATES = tuple(dict.fromkeys(SHOWN.get(state, state).value for state in State))
 SORTS: dict[str, Callable[[Row], str]] = {
@@ -85,7 +88,8 @@ class Views:
         """All devices, by node name and slot."""
         nodes = self.desk.registry.nodes
         keys = [f"{name}/{slot:02}" for name in sorted(nodes) for slot in range(len(nodes[name].devices))]
-        return _page(http, keys, self.gpu_view)
+        reach = http[REACH]
+        return _page(http, keys, lambda key: self.gpu_view(key, reach))
 
     async def queues(self, http: web.Request) -> web.Response:
         """All queues by name, the built-in one among them."""
@@ -94,13 +98,14 @@ class Views:
 
     async def queue(self, http: web.Request) -> web.Response:
         """One queue, with the namespaces that may use it and the head of its line."""
-        name, queues = http.match_info["name"], self.desk.queues
+        name, queues, reach = http.match_info["name"], self.desk.queues, http[REACH]
         if name not in queues.quota.queues:
             return problem(404, "queue.not_found", "there is no queue of this name; list them with GET /api/v1/queues")
         line = line_of(self.desk.book.rows.values(), name)[:LINE_MAX]
         waiting = [
             {**self.request_view(row), "position": place, "priority": row.priority, "arrival": row.arrival_us}
             for place, row in enumerate(line, start=1)
+            if reach.covers(row.namespace, row.queue)
         ]
         view = self._standings()(name).view()
         return _json(
@@ -122,8 +127,12 @@ class Views:
         sort = http.query.get("sort", "arrival")
         if sort not in SORTS:
             return problem(400, "request.malformed", f"requests are not sorted by {sort!r}; try {', '.join(SORTS)}")
-        every = chain(self.desk.book.rows.values(), all_unwritten(self.desk))
-        rows = {f"{sort} {SORTS[sort](row)}": row for row in every if _matches(row, wanted)}
+        every, reach = chain(self.desk.book.rows.values(), all_unwritten(self.desk)), http[REACH]
+        rows = {
+            f"{sort} {SORTS[sort](row)}": row
+            for row in every
+            if reach.covers(row.namespace, row.queue) and _matches(row, wanted)
+        }
         place = self._places()
         return _page(
             http, sorted(rows), lambda key: self.request_view(rows[key]) | {"position": place(rows[key])}, sort
@@ -148,16 +157,20 @@ class Views:
         return place
 
     def _row(self, http: web.Request) -> Row | None:
-        """Return the row of the Request in the path, also of one that the ledger does not know yet."""
+        """Return the row of the Request in the path, also of one that the ledger does not know yet; None: no such row.
+
+        Nor is there one for whom it is out of reach.
+        """
         uid = http.match_info["id"]
         pod = self.desk.registry.pods.get(uid)
-        return self.desk.book.rows.get(uid) or (unwritten(self.desk, pod) if pod is not None else None)
+        row = self.desk.book.rows.get(uid) or (unwritten(self.desk, pod) if pod is not None else None)
+        return row if row is not None and http[REACH].covers(row.namespace, row.queue) else None
 
     async def request(self, http: web.Request) -> web.Response:
         """One Request by id."""
         row = self._row(http)
         if row is None:
-            return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
+            return problem(404, *NOT_FOUND)
         pod = self.desk.registry.pods.get(row.id)
         refusal = pod.request.refusal if pod else None
         view = self.request_view(row) | {
@@ -174,9 +187,16 @@ class Views:
     async def explanation(self, http: web.Request) -> web.Response:
         """Why one Request is where it is."""
         row = self._row(http)
-        if row is None:
-            return problem(404, "request.not_found", "no Request has this id; list them with GET /api/v1/requests")
-        return _json(explanation(self.desk, row))
+        return problem(404, *NOT_FOUND) if row is None else _json(explanation(self.desk, row))
+
+    async def me(self, http: web.Request) -> web.Response:
+        """Who asks, with what roles and where."""
+        subject = http[SUBJECT]
+        grants = [
+            {"role": one.role.value, "namespaces": sorted(one.namespaces), "queues": sorted(one.queues)}
+            for one in subject.grants
+        ]
+        return _json({"name": subject.name, "grants": grants})
 
     def node_view(self, name: str) -> dict[str, Any]:
         """Return one node as people see it."""
@@ -207,13 +227,13 @@ class Views:
             for profile, count in node.slices
         }
 
-    def gpu_view(self, key: str) -> dict[str, Any]:
-        """Return one device; on observed nodes NVIDIA's plugin knows who holds it and Tessera does not."""
+    def gpu_view(self, key: str, reach: Reach) -> dict[str, Any]:
+        """Return one device with its holders within reach; an observed node's are known to NVIDIA's plugin alone."""
         name, _, number = key.partition("/")
         slot, registry = int(number), self.desk.registry
         node, row, snapshot = registry.nodes[name], registry.columns.rows[name], registry.snapshot()
         device = node.devices[slot]
-        holders = sorted(registry.holders(name).items())
+        holders = sorted(one for one in registry.holders(name).items() if self._within(reach, one[0]))
         parts = [(uid, part) for uid, held in holders for part in held.parts if part.slot == slot]
         use = Use(int(snapshot.use[slot, row])).name.lower() if node.mode is Mode.EXACT else "unknown"
         return {
@@ -231,6 +251,12 @@ class Views:
             "health": Health(int(snapshot.health[slot, row])).name.lower(),
             "requests": [uid for uid, held in holders if slot in {taken for taken, _ in held.devices}],
         }
+
+    def _within(self, reach: Reach, uid: str) -> bool:
+        pod = self.desk.registry.pods.get(uid)
+        row = self.desk.book.rows.get(uid)
+        namespace = pod.request.namespace if pod else row.namespace if row else ""
+        return reach.covers(namespace, row.queue if row else "")
 
     def request_view(self, row: Row) -> dict[str, Any]:
         """Return one Request as a list shows it."""

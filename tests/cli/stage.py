@@ -27,6 +27,7 @@ from scheduler.ledger.taking import newborn
 from scheduler.metrics import Metrics
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Event
+from scheduler.web.access import Access, Rate
 from scheduler.web.routes import api_app
 from scheduler.web.views import Views
 from tests.objects import raw_node, raw_pod
@@ -96,7 +97,7 @@ class Stage:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Stage]:
         views = Views(self.desk, Metrics(self.desk.clock, "test"), lambda: self.unready)
-        runner = web.AppRunner(api_app(views), access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(api_app(views, Access((), Rate(self.desk.clock))), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

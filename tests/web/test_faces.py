@@ -24,12 +24,14 @@ from scheduler.ledger.ledger import advance
 from scheduler.ledger.taking import newborn
 from scheduler.metrics import Metrics
 from scheduler.model.reservation import Event
+from scheduler.web.access import Access, Rate
 from scheduler.web.extender import BODY_MAX, NAMES_MAX, Extender
 from scheduler.web.http1 import ListenerRunner
 from scheduler.web.routes import api_app, extender_routes, metrics_app
 from scheduler.web.views import Views
 from tests.objects import raw_node, raw_pod
 
+OPEN = Access((), Rate(RealClock()))
 ROWS = (("d", "vision", 5), ("b", "default", 9), ("a", "vision", 0), ("c", "default", 0))
 
 
@@ -168,7 +170,7 @@ async def test_views_page_through_everything_once() -> None:
     faces = Faces()
     for number in range(7):
         faces.desk.claim(read_pod(raw_pod(f"p{number}", 1)), "a")
-    async with serving(api_app(faces.views)) as client:
+    async with serving(api_app(faces.views, OPEN)) as client:
         seen, cursor = [], ""
         while cursor is not None:
             page = await (await client.get("/api/v1/requests", params={"limit": "3", "cursor": cursor})).json()
@@ -199,7 +201,7 @@ async def test_waiting_requests_say_why_and_where_in_line_in_every_order() -> No
         faces.desk.book.apply((advance(None, Event.SUBMIT, now_us=1, fence=0, born=born),))
     faces.desk.claim(read_pod(raw_pod("bound", 1, created="2026-01-01T00:00:30Z")), "a")
     faces.desk.order.words["uid-d"] = "WaitingForQuota"
-    async with serving(api_app(faces.views)) as client:
+    async with serving(api_app(faces.views, OPEN)) as client:
 
         async def listed(**query: str) -> list[dict[str, Any]]:
             seen, cursor = [], ""
@@ -246,7 +248,7 @@ async def test_waiting_requests_say_why_and_where_in_line_in_every_order() -> No
     ],
 )
 async def test_problems_have_a_code_and_a_sentence(path: str, status: int, code: str) -> None:
-    async with serving(api_app(Faces().views)) as client:
+    async with serving(api_app(Faces().views, OPEN)) as client:
         answer = await client.get(path)
         assert answer.status == status
         assert answer.content_type == "application/problem+json"

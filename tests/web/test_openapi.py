@@ -14,7 +14,7 @@ from scheduler.web.openapi import document
 from scheduler.web.routes import api_app
 from tests.cli.stage import Stage
 from tests.objects import raw_node
-from tests.web.test_faces import Faces, serving
+from tests.web.test_faces import OPEN, Faces, serving
 
 PATHS = [
     "/api/v1/nodes",
@@ -65,13 +65,13 @@ def test_it_is_openapi_3_1() -> None:
 
 
 def test_every_route_of_the_api_is_in_it() -> None:
-    routes = {route.resource.canonical for route in api_app(Faces().views).router.routes() if route.resource}
+    routes = {route.resource.canonical for route in api_app(Faces().views, OPEN).router.routes() if route.resource}
     apart = {"/healthz", "/readyz", "/api/v1/openapi.json"}
     assert routes - apart == document()["paths"].keys()
 
 
 async def test_it_is_served() -> None:
-    async with serving(api_app(Faces().views)) as client:
+    async with serving(api_app(Faces().views, OPEN)) as client:
         answer = await client.get("/api/v1/openapi.json")
         assert (answer.status, await answer.json()) == (200, document())
 
@@ -97,7 +97,7 @@ async def test_answers_are_as_described(path: str) -> None:
     [("/api/v1/requests", "?sort=x", 400), ("/api/v1/gpus", "?limit=0", 400), ("/api/v1/requests/x", "", 404)],
 )
 async def test_problems_are_as_described(path: str, query: str, status: int) -> None:
-    async with serving(api_app(Faces().views)) as client:
+    async with serving(api_app(Faces().views, OPEN)) as client:
         answer = await client.get(path + query)
         assert answer.status == status
         Draft202012Validator(schema_of(path, str(status))).validate(await answer.json(content_type=None))
