@@ -219,7 +219,7 @@ class Episode:
         rare = {
             self._weather: 6, self._clear: 6, self._compact: 2, self._cordon: 4, self._node_dies: 1, self._quota: 3,
             self._delete: 10, self._finish: 8, self._be_killed: 3, self._sleep: 2, self._slow: 2, self._outage: 2,
-            self._break_disk: 2, self._patch: 4, self._stop_queue: 1,
+            self._break_disk: 2, self._hang_disk: 2, self._forbid: 2, self._patch: 4, self._stop_queue: 1,
         }  # fmt: skip
         chosen = {event: weight for event, weight in rare.items() if rng.random() < 0.6}
         total, count = len(self._pods), 0
@@ -385,7 +385,31 @@ class Episode:
         if self.disk is not None:
             disk = self.disk
             disk.broken = True
-            self.place.clock.call_later(self.rng.uniform(0.5, 20), lambda: setattr(disk, "broken", False))
+            lasts_s = self.rng.choice((self.rng.uniform(0.5, 20), 70.0))
+            self.place.clock.call_later(lasts_s, lambda: setattr(disk, "broken", False))
+
+    async def _hang_disk(self) -> None:
+        """Let every commit take a minute."""
+        if self.disk is not None:
+            disk = self.disk
+            disk.hung = True
+            self.place.clock.call_later(self.rng.choice((3, 60)), lambda: setattr(disk, "hung", False))
+
+    async def _forbid(self) -> None:
+        """Let the API server tell of everything and take no write for a while, or tell to come again later."""
+        faults_ = self.place.world.cluster.faults
+        assert faults_ is not None
+        bad = self.rng.choice((Rates(failed=1.0), Rates(throttled=1.0), Rates(lost_reply=1.0)))
+        faults_.rates.update(dict.fromkeys(("bind", "patch"), bad))  # type: ignore[arg-type]
+        up_s, self.inspector.up_s = self.inspector.up_s, None
+        arriving = self.rng.randint(0, 5)
+        for _ in range(min(arriving, len(self._pods))):
+            if self._pods:
+                await self._arrive()
+            await self.place.wait(self.rng.uniform(0, 15))
+        faults_.calm()
+        if up_s is not None and self.place.app is not None:
+            self.inspector.up_s = self.place.clock.monotonic()
 
     # the end
 
@@ -396,7 +420,7 @@ class Episode:
         await self._clear()
         place.world.kube_scheduler._extender._latency_s = 0.002
         if self.disk is not None:
-            self.disk.broken, self.disk.failing = False, 0.0
+            self.disk.broken, self.disk.hung, self.disk.failing = False, False, 0.0
         for node in place.world.cluster.snapshot("nodes"):
             if node["spec"].get("unschedulable"):
                 await place.world.cluster.patch(

@@ -14,6 +14,8 @@ import orjson
 
 from bench.oracle import bound_to, demand, ours, terminal
 from scheduler import GPU
+from scheduler.app import App
+from scheduler.breaker import Phase
 from scheduler.embedded import audit
 from scheduler.kube.port import Object
 from scheduler.ledger.lifecycle import HOLDING
@@ -42,7 +44,7 @@ class Inspector:
     Attributes:
         looks: how often something had changed and everything was looked at.
         pods: every pod that ever was, by uid, as it was seen last.
-        up_s: for how long Tessera has been up with an API server that answers, monotonic; None = it is not.
+        up_s: for how long Tessera has been up with all that it depends on, monotonic; None = it is not.
     """
 
     place: Town
@@ -91,6 +93,8 @@ class Inspector:
     def look(self) -> None:
         """Look at everything, if anything has changed."""
         app, store = self.place.app, self.place.store
+        if app is not None and self.up_s is not None and self._outage(app):
+            self.up_s = self.place.clock.monotonic()
         seen = (id(app), store.head, app.desk.registry.generation if app is not None else 0)
         if seen == self._seen and not self._bound:
             return
@@ -105,6 +109,12 @@ class Inspector:
             self._devices(rows)
             self._accounts(rows)
             self._deadlines(rows)
+
+    @staticmethod
+    def _outage(app: App) -> bool:
+        """Say whether it is left alone by its store or the API server; an outage without end is found by its calm."""
+        behind = app.desk.dependencies
+        return any(one._breaker.phase is not Phase.CLOSED for one in (behind.store, behind.api))
 
     def _nodes(self) -> list[Object]:
         return self.place.world.cluster.snapshot("nodes")
