@@ -122,12 +122,12 @@ def throughput(
     as_json: AsJson = False,
 ) -> None:
     """Pods per second with Tessera and without, interleaved on one real control plane."""
-    if way != "direct":
-        _refuse("Only --way direct is available yet.")
+    if way not in {"direct", "queue"}:
+        _refuse(f"--way is direct or queue, not {way}.")
     from bench import throughput as rates  # noqa: PLC0415 - as in cluster
 
-    settings = rates.Settings(nodes, pods, rounds)
-    _run(lambda say: rates.run_throughput(settings, say), seed=None, as_json=as_json)
+    settings = rates.Settings(nodes, pods, rounds, way)
+    _run(lambda say: rates.run_throughput(settings, say), seed=None, as_json=as_json, show=rates.show)
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """`bench throughput`: pods per second beside a plain kube-scheduler, all arms interleaved in one run.
 
-Every pod is created beforehand under a gate of the driver's own. The clock runs from the first removal of that gate to
-the last nodeName the driver's watch sees, so filter, ledger commit and Binding are all inside. Each arm starts a fresh
-kube-scheduler; Tessera runs, as its own process on its own ledger, in its arms only.
+Every pod is created beforehand under a gate of the driver's own. Direct way, and without Tessera: the clock runs from
+the first removal of that gate to the last nodeName the driver's watch sees. Queue way: pods have Tessera's gate too and
+their queue is stopped, the driver's gate goes before the clock, and the clock runs from the first reservation that
+follows the start of the queue; so in every arm one removal of a gate per pod is inside, with filter, ledger commits and
+Binding. Each arm starts a fresh kube-scheduler; Tessera runs, as its own process, in its arms only.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import os
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from bench.allocations import flaw, over_held, parsed
 from bench.apiclient import STRATEGIC, ApiClient, ApiError
@@ -25,12 +30,16 @@ from bench.errors import BenchError
 from bench.kube_objects import create_nodes, create_pods, gather_bounded, node_object, pod_object, pod_path
 from bench.oracle import bound_to, demand
 from bench.product import Product, ProductError
+from bench.queue_oracle import GATE as HOLD
+from bench.queue_oracle import QUEUE as LABEL
 from bench.realcluster import TESSERA, RealCluster
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
 
 GATE = "bench.tessera.dev/hold"
+QUEUE = "throughput"
+QUEUES = "/apis/tessera.dev/v1alpha1/queues"
 IN_FLIGHT = 24
 WARM = 16
 GPUS = 8
@@ -53,21 +62,34 @@ class Arm:
     percentage: int | None
 
 
-ARMS = (
-    Arm("tessera", tessera=True, percentage=None),
-    Arm("plain", tessera=False, percentage=None),
-    Arm("tessera_100", tessera=True, percentage=100),
-    Arm("plain_100", tessera=False, percentage=100),
-)
+PLAIN = Arm("plain", tessera=False, percentage=None)
+PLAIN_100 = Arm("plain_100", tessera=False, percentage=100)
+TESSERA_100 = Arm("tessera_100", tessera=True, percentage=100)
+ARMS = {
+    "direct": (Arm("tessera", tessera=True, percentage=None), PLAIN, TESSERA_100, PLAIN_100),
+    "queue": (TESSERA_100, PLAIN, PLAIN_100),
+}
+"""The contestants by way of the pods; in the queue way Tessera always looks at all nodes."""
+WRITES = {"direct": 1.0, "queue": 3.0}
+LIMITS = {
+    "direct": "1: the plain kube-scheduler of the same run",
+    "queue": "2 of 3 where writes alone count: plain, a pod takes two (its gate and its Binding), here three",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `bench throughput` was asked; `pods` per arm and round."""
+    """What `bench throughput` was asked; `pods` per arm and round, `way` direct or queue."""
 
     nodes: int
     pods: int
     rounds: int
+    way: str = "direct"
+
+    @property
+    def held(self) -> bool:
+        """Pods of Tessera's arms wait in a queue."""
+        return self.way == "queue"
 
 
 async def run_throughput(settings: Settings, say: Say) -> Json:
@@ -80,12 +102,15 @@ async def run_throughput(settings: Settings, say: Say) -> Json:
     async with RealCluster(audit_writes_of=TESSERA) as cluster, cluster.client() as api:
         nodes = [_node(number) for number in range(settings.nodes)]
         await create_nodes(api, nodes)
-        say(f"{settings.nodes} nodes; {settings.rounds} rounds of {len(ARMS)} arms with {settings.pods} pods each")
+        arms = ARMS[settings.way]
+        say(f"{settings.nodes} nodes; {settings.rounds} rounds of {len(arms)} arms with {settings.pods} pods each")
+        if settings.held:
+            await api.post(QUEUES, _queue())
         product = Product(cluster.folder, cluster.kubeconfig(TESSERA))
         bench = _Bench(settings, cluster, api, product, {node["metadata"]["name"]: node for node in nodes}, say)
         try:
             for number in range(settings.rounds):
-                for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
+                for arm in arms if number % 2 == 0 else arms[::-1]:
                     await bench.run(arm, number)
         except (ProductError, ApiError, TimeoutError) as error:
             raise ThroughputError(str(error) or "pods were not bound in time") from error
@@ -105,13 +130,33 @@ def _node(number: int) -> Json:
     return node_object(f"node-{number:05}", cpu="128", memory="1Ti", extended=extended, labels=labels)
 
 
-def _pods(prefix: str, count: int) -> list[Json]:
+def _queue() -> Json:
+    """Return the queue in which the pods of an arm wait for the clock."""
+    spec = {"namespaceSelector": {}, "stopped": True}
+    return {"apiVersion": "tessera.dev/v1alpha1", "kind": "Queue", "metadata": {"name": QUEUE}, "spec": spec}
+
+
+def pods_of(prefix: str, count: int, *, held: bool = False, queue: str = "") -> list[Json]:
+    """Return pods of mixed sizes under the driver's gate, and under Tessera's too where they are held."""
     made = []
+    gates, labels = [GATE, HOLD] if held else [GATE], {LABEL: queue} if queue else {}
     for number in range(count):
         size = SIZES[number % len(SIZES)]
         requests = {"cpu": "1", "memory": "4Gi", **({GPU: str(size)} if size else {})}
-        made.append(pod_object(f"{prefix}-{number:05}", requests=requests, gates=[GATE]))
+        made.append(pod_object(f"{prefix}-{number:05}", requests=requests, labels=labels, gates=gates))
     return made
+
+
+def first_reservation_s(lines: Iterable[Json], names: Collection[str]) -> float:
+    """Return when the first of these pods was reserved, in seconds of wall time.
+
+    Raises:
+        ThroughputError: none was.
+    """
+    found = [line["at"] for line in lines if line.get("event") == "reserve" and line.get("name") in names]
+    if not found:
+        raise ThroughputError("the journal tells of no reservation")
+    return float(min(found)) / 1_000_000
 
 
 @dataclass(slots=True)
@@ -120,6 +165,7 @@ class _Watch:
 
     api: ApiClient
     bound_s: dict[str, float] = field(default_factory=dict)
+    nominated_s: dict[str, float] = field(default_factory=dict)
     there: dict[str, Json] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -135,6 +181,8 @@ class _Watch:
                     self.there[name] = pod
                     if bound_to(pod):
                         self.bound_s.setdefault(name, time.monotonic())
+                    if (pod.get("status") or {}).get("nominatedNodeName"):
+                        self.nominated_s.setdefault(name, time.monotonic())
                 self.changed.set()
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -147,7 +195,7 @@ class _Watch:
 
 @dataclass(slots=True)
 class _Bench:
-    """The run: its parts and what was measured."""
+    """The run: its parts and what was measured; `kinds` counts Tessera's writes as `verb resource`."""
 
     settings: Settings
     cluster: RealCluster
@@ -157,6 +205,7 @@ class _Bench:
     say: Say
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     writes: list[float] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
     cpu_ms: list[float] = field(default_factory=list)
     checked: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -167,16 +216,20 @@ class _Bench:
         version = (await self.api.get(f"{PODS}?limit=1"))["metadata"]["resourceVersion"]
         following = asyncio.create_task(watch.follow(version))
         try:
+            held = arm.tessera and self.settings.held
             prefix = f"{arm.name.replace('_', '-')}-{number}"
-            warm = await create_pods(self.api, _pods(f"{prefix}-warm", WARM))
-            pods = await create_pods(self.api, _pods(prefix, self.settings.pods))
+            warm = await create_pods(self.api, pods_of(f"{prefix}-warm", WARM, held=held))
+            wanted = pods_of(prefix, self.settings.pods, held=held, queue=QUEUE if held else "")
+            pods = await create_pods(self.api, wanted)
             if arm.tessera:
                 await self.product.start()
             url = self.product.extender if arm.tessera else None
             await self.cluster.start_kube_scheduler(url, arm.percentage)
+            if held:
+                await self._ungate(pods)
             await self._bind(warm, watch)
             written, spent_s = len(self._audited()), _cpu_s(self.product.pid) if arm.tessera else 0.0
-            self.rates[arm.name].append(await self._bind(pods, watch))
+            self.rates[arm.name].append(await (self._admit(pods, watch) if held else self._bind(pods, watch)))
             if arm.tessera:
                 self._note(len(pods), _cpu_s(self.product.pid) - spent_s, self._audited()[written:])
             self._check(arm, [watch.there[pod["metadata"]["name"]] for pod in pods])
@@ -187,20 +240,46 @@ class _Bench:
 
     async def _bind(self, pods: Sequence[Json], watch: _Watch) -> float:
         """Let these pods go and return pods per second until the last is seen bound."""
-        names = [pod["metadata"]["name"] for pod in pods]
         begun = time.monotonic()
-        await gather_bounded([self._ungate(pod) for pod in pods], in_flight=IN_FLIGHT)
-        await watch.until(lambda: len(watch.bound_s) >= len(names) and all(name in watch.bound_s for name in names))
-        return len(names) / (max(watch.bound_s[name] for name in names) - begun)
+        await self._ungate(pods)
+        return len(pods) / (await self._last_s(pods, watch) - begun)
 
-    async def _ungate(self, pod: Json) -> Json:
+    async def _admit(self, pods: Sequence[Json], watch: _Watch) -> float:
+        """Start the queue and return pods per second from the first reservation until the last is seen bound."""
+        asked, ahead_s = time.monotonic(), time.time() - time.monotonic()
+        await self._stop_queue(stopped=False)
+        last_s = await self._last_s(pods, watch)
+        await self._stop_queue(stopped=True)
+        names = {pod["metadata"]["name"] for pod in pods}
+        journal = self.cluster.folder / "journal.jsonl"
+        await self.product.export_journal(journal)
+        lines = map(json.loads, journal.read_text().splitlines())
+        first_s = first_reservation_s(lines, names) - ahead_s
+        seen_s = min((at_s for name, at_s in watch.nominated_s.items() if name in names), default=0.0)
+        if not asked <= first_s <= seen_s:
+            raise ThroughputError("the journal's first reservation is not between the queue's start and a nomination")
+        return len(pods) / (last_s - first_s)
+
+    async def _stop_queue(self, *, stopped: bool) -> None:
+        await self.api.patch(f"{QUEUES}/{QUEUE}", {"spec": {"stopped": stopped}})
+
+    async def _last_s(self, pods: Sequence[Json], watch: _Watch) -> float:
+        """Return when the last of these pods was seen bound."""
+        names = [pod["metadata"]["name"] for pod in pods]
+        await watch.until(lambda: len(watch.bound_s) >= len(names) and all(name in watch.bound_s for name in names))
+        return max(watch.bound_s[name] for name in names)
+
+    async def _ungate(self, pods: Sequence[Json]) -> None:
+        """Take the driver's own gate away."""
         body = {"spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
-        return await self.api.patch(pod_path(pod), body, content_type=STRATEGIC)
+        patches = [self.api.patch(pod_path(pod), body, content_type=STRATEGIC) for pod in pods]
+        await gather_bounded(patches, in_flight=IN_FLIGHT)
 
     def _note(self, pods: int, spent_s: float, written: Sequence[str]) -> None:
         """Note what Tessera spent and wrote for so many pods."""
         self.cpu_ms.append(1000 * spent_s / pods)
         self.writes.append(len(written) / pods)
+        self.kinds.update(written)
         self.say(f"Tessera spent {self.cpu_ms[-1]:.2f} ms of CPU a pod and wrote {dict(Counter(written))}")
 
     def _audited(self) -> list[str]:
@@ -242,24 +321,27 @@ class _Bench:
 
     def report(self) -> Json:
         """Return the bench's keys."""
-        medians = {arm.name: round(statistics.median(self.rates[arm.name]), 1) for arm in ARMS}
-        writes = round(statistics.mean(self.writes), 3)
+        medians = {arm.name: statistics.median(self.rates[arm.name]) for arm in ARMS[self.settings.way]}
+        medians.setdefault("tessera", medians[TESSERA_100.name])
+        writes, held = statistics.mean(self.writes), self.settings.held
         return {
-            **medians,
+            **{name: round(rate, 1) for name, rate in medians.items()},
             "ratio": round(medians["tessera"] / medians["plain"], 3),
             "ratio_100": round(medians["tessera_100"] / medians["plain_100"], 3),
-            "api_writes_per_pod": writes,
+            "api_writes_per_pod": round(writes, 1 if held else 3),
+            "writes": dict(sorted(self.kinds.items())),
             "tessera_cpu_ms_per_pod": round(statistics.median(self.cpu_ms), 2),
             "rounds": {name: [round(rate, 1) for rate in rates] for name, rates in self.rates.items()},
             "checked": self.checked,
             "wrong": self.wrong[:20],
             "notes": [
-                "pods/s; the limit of a ratio is 1: the plain kube-scheduler of the same run",
-                "inside the clock: removal of the gate, filter, ledger commit (SQLite, FULL), Binding; not creation",
+                f"pods/s; the limit of a ratio is {LIMITS[self.settings.way]}",
+                "inside the clock: removal of a gate, filter, ledger commits (SQLite, FULL), Binding; not creation",
                 "writes are counted by kube-apiserver's audit log, without Events and the Lease",
+                *(["tessera is tessera_100: the queue way looks at all nodes"] if held else []),
             ],
             "seed": None,
-            "ok": not self.wrong and writes == 1.0,
+            "ok": not self.wrong and round(writes, 1 if held else 3) == WRITES[self.settings.way],
         }
 
 
@@ -267,3 +349,14 @@ def _cpu_s(pid: int) -> float:
     """Return the processor time that a process has used so far, its threads included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def show(report: Json) -> None:
+    """Print the table for people to stderr."""
+    console, table = Console(stderr=True), Table("arm", "pods/s", "over plain", "over plain, all nodes")
+    for name in ("tessera", "tessera_100", "plain", "plain_100"):
+        over = [f"{report[name] / report[plain]:.2f}" for plain in ("plain", "plain_100")]
+        table.add_row(name, f"{report[name]:.0f}", *over)
+    console.print(table)
+    for note in [*report["notes"], f"writes: {report['api_writes_per_pod']} a pod, in all {report['writes']}"]:
+        console.print(note, highlight=False)

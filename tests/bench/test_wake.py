@@ -94,6 +94,17 @@ def test_a_place_that_was_free_before_anybody_ended_is_found(small: tuple[Plan, 
     assert len(Succession(planned.nodes, pods[1:]).wrong) == 1
 
 
+def test_a_place_that_two_could_take_names_nobody(small: tuple[Plan, list[Json]]) -> None:
+    """The head of another queue with the same nodes may take it too, so the bench could not tell who comes next."""
+    planned, pods = small
+    waiting = [pod for pod in pods if "nodeName" not in pod["spec"] and queue_of(pod) == "one"]
+    waiting[1]["metadata"]["labels"] = {POOL: "one", "tessera.dev/queue": "other"}
+    names = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
+    waits, wrong = waits_ms(ends_of(pods, "one", 1), Succession(planned.nodes, pods), {}, names)
+    assert (waits, len(wrong)) == ([], 1)
+    assert "let 2 pods run" in wrong[0]
+
+
 def verdict(small: tuple[Plan, list[Json]], change: dict[str, float | None]) -> tuple[list[float], list[str]]:
     planned, pods = small
     names = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
