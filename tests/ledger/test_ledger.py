@@ -32,14 +32,15 @@ def test_a_new_life_needs_a_template_of_the_same_id() -> None:
         step(row_in(State.REJECTED), Event.SUBMIT, born=born("b"))
 
 
-def test_submit_takes_one_pod_of_the_credit() -> None:
-    made = step(None, Event.SUBMIT, born=born(), credit=CREDIT)
+@pytest.mark.parametrize("event", [Event.SUBMIT, Event.HOLD])
+def test_who_comes_takes_one_pod_of_the_credit(event: Event) -> None:
+    made = step(None, event, born=born(), credit=CREDIT)
     taken = made.after
     assert (taken.arrival_us, taken.attempts, taken.reclaims, taken.not_before_us) == (NOW - 50, 2, 1, NOW + 7)
     assert made.credit == replace(CREDIT, count=1)
     assert made.credit_before == CREDIT
     with pytest.raises(AssertionError, match="one workload"):
-        step(None, Event.SUBMIT, born=born("b"), credit=CREDIT)
+        step(None, event, born=born("b"), credit=CREDIT)
 
 
 @pytest.mark.parametrize("attempts", range(ATTEMPTS_MAX - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -36,14 +36,14 @@ class Timed(Switch):
     errors: set[str] = field(default_factory=set)
 
     async def filter(self, body: bytes) -> tuple[int, bytes]:
-        return await self._timed("filter", body)
+        return await self._timed("filter", self.app.extender.filter(body))
 
     async def bind(self, body: bytes) -> tuple[int, bytes]:
-        return await self._timed("bind", body)
+        return await self._timed("bind", self.app.extender.bind(body))
 
-    async def _timed(self, verb: str, body: bytes) -> tuple[int, bytes]:
+    async def _timed(self, verb: str, answering: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes]:
         began_s = self.app.clock.monotonic()
-        answer = await getattr(self.app.extender, verb)(body)
+        answer = await answering
         self.longest_s[verb] = max(self.longest_s.get(verb, 0.0), self.app.clock.monotonic() - began_s)
         if error := orjson.loads(answer[1])["Error"]:
             self.errors.add(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from scheduler.errors import CorruptError, NewerError, OccupiedError, StoreError
+from scheduler.errors import ConflictError, CorruptError, NewerError, OccupiedError, StoreError
 from scheduler.model.reservation import State
 from scheduler.store import database, schema
 from scheduler.store.store import Store
@@ -108,6 +109,43 @@ def test_a_full_disk_fails_commits_and_loses_nothing(file: Path) -> None:
         store._writer.rollback()
         assert store.commit(group) == [None] * 60
         assert store.verify().ok
+
+
+def test_a_disk_without_room_is_found_by_a_group_without_changes(file: Path) -> None:
+    with Store.open(f"sqlite:///{file}") as store:
+        before = store.head, store.verify(), store.accounts()
+        assert store.commit([()]) == [None]
+        log = file.with_name("ledger.db-wal").stat().st_size
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log, unlimited[1]))  # no file of this process grows beyond that
+        try:
+            found = [store.commit([()])[0] for _ in range(3)]
+            rows = store.load()[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        assert all(isinstance(error, StoreError) for error in found)
+        assert len(rows) == 10
+        assert store.commit([()]) == [None]
+        assert (store.head, store.verify(), store.accounts()) == before
+
+
+def test_a_database_that_another_holds_fails_commits_and_is_read_all_the_same(file: Path) -> None:
+    with Store.open(f"sqlite:///{file}") as store, sqlite3.connect(file, isolation_level=None) as other:
+        assert store._writer is not None
+        store._writer.exec_driver_sql("PRAGMA busy_timeout = 20")  # not five seconds
+        store._writer.rollback()
+        other.execute("BEGIN IMMEDIATE")
+        changes = tuple(history(State.BOUND, "new", fence=store.fence))
+        (error,) = store.commit([changes])
+        assert isinstance(error, StoreError)
+        assert not isinstance(error, ConflictError)
+        assert "locked" in str(error)
+        assert "new" not in store.load()[0]
+        other.execute("ROLLBACK")
+        assert store.commit([changes]) == [None]
+        assert "new" in store.load()[0]
+        assert store.verify().ok
+    other.close()
 
 
 def test_reading_needs_a_ledger_of_this_version(tmp_path: Path) -> None:

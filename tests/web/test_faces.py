@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import time
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,9 @@ from aiohttp import web
 
 from scheduler.clock import RealClock
 from scheduler.decision.pipeline import Policies
+from scheduler.dependencies import Dependency
 from scheduler.desk import Desk
+from scheduler.errors import StoreError
 from scheduler.intake.extender import BindArgs
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
@@ -153,6 +156,56 @@ async def test_a_million_names_are_refused_unread(verb: str, monkeypatch: pytest
     monkeypatch.setattr("scheduler.web.extender.read_filter", None)
     answered, said = await getattr(faces.extender, verb)(crowd)
     assert (answered, b"more than 50000 node names" in said) == (400, True)
+
+
+async def fail(dependency: Dependency) -> None:
+    """Open a breaker."""
+    for _ in range(5):
+        with suppress(StoreError), dependency.asked(StoreError, lambda _: (True, 0.0)):
+            raise StoreError("failed")
+
+
+async def test_while_a_breaker_is_open_the_answer_is_one_constant_and_nothing_is_read() -> None:
+    faces = Faces()
+    faces.extender.unready = faces.desk.dependencies.trouble
+    await fail(faces.desk.dependencies.store)
+    crowd = body(names=[f"node-{number}" for number in range(50_000)])
+    said, took_s = set(), []
+    for verb, sent in (("filter", crowd), ("filter", b"{"), ("bind", b"{"), ("filter", body())) * 5:
+        began_s = time.perf_counter()
+        said.add(await getattr(faces.extender, verb)(sent))
+        took_s.append(time.perf_counter() - began_s)
+    ((answered, text),) = said
+    assert (answered, set(orjson.loads(text))) == (200, {"Error"})
+    assert sorted(took_s)[10] < 0.005
+    assert not faces.bound
+    assert not faces.desk.intents
+    assert faces.desk.called_s is not None  # kube-scheduler is there
+
+
+async def test_a_pod_that_the_ledger_does_not_know_yet_is_shown_as_held_or_as_about_to_be_judged() -> None:
+    faces = Faces()
+    pod = read_pod(raw_pod("new", 1))
+    faces.desk.registry.put_pod(pod)
+    faces.desk.registry.put_pod(replace(read_pod(raw_pod("over", 1)), terminal=True))
+    async with serving(api_app(faces.views, OPEN)) as client:
+
+        async def shown() -> tuple[str, str, str]:
+            (item,) = (await (await client.get("/api/v1/requests", params={"name": "new"})).json())["items"]
+            one = await (await client.get(item["links"]["self"])).json()
+            why = await (await client.get(item["links"]["explanation"])).json()
+            assert (item["state"], item["position"]) == (one["state"], one["position"]) == (why["state"], None)
+            return item["state"], item["reason"], why["reasons"][0]["code"]
+
+        assert await shown() == ("QUEUED", "PendingEvaluation", "PendingEvaluation")
+        await fail(faces.desk.dependencies.store)
+        assert await shown() == ("HELD", "AllocatorUnavailable", "AllocatorUnavailable")
+        faces.desk.book.apply(
+            (advance(None, Event.SUBMIT, now_us=1, fence=0, born=newborn(pod.request, fence=0, now_us=1)),)
+        )
+        why = await (await client.get(f"/api/v1/requests/{pod.uid}/explanation")).json()
+        assert (why["state"], why["reasons"][0]["code"]) == ("QUEUED", "AllocatorUnavailable")
+        assert await status(client.get("/api/v1/requests/uid-over")) == 404
 
 
 async def test_nothing_is_decided_before_the_inventory_is_ready() -> None:
