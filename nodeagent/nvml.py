@@ -21,6 +21,8 @@ from nodeagent.report import Profile
 
 MIB = 1 << 20
 NO_INSTANCE = 0xFFFFFFFF
+XID_EVENT, LAYOUT_EVENT = int(pynvml.nvmlEventTypeXidCriticalError), int(pynvml.nvmlEventMigConfigChange)
+GONE_EVENT, RECOVERY_EVENT = 0x4000, 0x8000
 _DEVICES_MAX = 32
 _LINKS_MAX = 36
 _INSTANCES_MAX = 16
@@ -449,10 +451,7 @@ class Nvml:
 class Events:
     """The driver's own messages about some GPUs."""
 
-    KINDS = (
-        pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventMigConfigChange
-        | pynvml.nvmlEventTypeDoubleBitEccError | 0x4000 | 0x8000
-    )  # fmt: skip
+    KINDS = XID_EVENT | LAYOUT_EVENT | GONE_EVENT | RECOVERY_EVENT | int(pynvml.nvmlEventTypeDoubleBitEccError)
     """XID, double-bit ECC, MIG layout, GPU unavailable, recovery action."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:

@@ -19,6 +19,7 @@ import orjson
 VERSION = 1
 BYTES_MAX = 1 << 20
 DEVICES_MAX, SLICES_MAX, PROFILES_MAX, LINKS_MAX, REASONS_MAX, USES_MAX = 32, 16, 32, 36, 8, 1024
+XIDS_MAX = 32
 MEMORY_SLICES_MAX = 16  # an occupancy mask has as many bits
 _SHOWN_MAX = 40
 
@@ -189,6 +190,15 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Xid:
+    """How often the driver reported an error number since the agent started, and when last."""
+
+    code: Small
+    count: Small
+    at_us: Count
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """One physical GPU that answers. `missing` says what could not be read though the device has it, and why."""
 
@@ -211,6 +221,7 @@ class Device:
     activity: Activity = Activity()
     sensors: Sensors = Sensors()
     missing: Annotated[tuple[Word, ...], Most(REASONS_MAX)] = ()
+    xids: Annotated[tuple[Xid, ...], Most(XIDS_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +257,8 @@ class Use:
 class Report:
     """One machine at one instant. (node, boot, seq) orders reports: seq grows by one and starts anew with a boot id.
 
-    `expected` is the most devices seen since the boot; `problem` says why there are none (no driver, no library).
+    `expected` is the most devices seen since the boot; `problem` says why there are none (no driver, no library);
+    `notes` say what else could not be read, and what to do.
     """
 
     node: Annotated[str, Text(253, 1)]
@@ -264,6 +276,7 @@ class Report:
     lost: Annotated[tuple[Lost, ...], Most(DEVICES_MAX)] = ()
     uses: Annotated[tuple[Use, ...], Most(USES_MAX)] = ()
     uses_left_out: Small = 0
+    notes: Annotated[tuple[Sentence, ...], Most(REASONS_MAX)] = ()
 
 
 def encode(report: Report) -> bytes:
