@@ -19,7 +19,7 @@ from scheduler.decision import explain
 from scheduler.decision.board import Board, Boards
 from scheduler.decision.catalog import FILTER_MASKS, TURN_MASKS
 from scheduler.decision.choosing import whole
-from scheduler.decision.combine import Rows
+from scheduler.decision.combine import Rows, scored
 from scheduler.decision.intents import Intents
 from scheduler.decision.lessons import Lessons
 from scheduler.decision.pipeline import Policies, Verdict, judge
@@ -64,13 +64,6 @@ class _Aside:
 
     held: Booking | None
     freed: int
-
-
-def scored(best: Sequence[str], offered: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the offered names with scores 0..10: 10 for the first of `best` alone, 0 for those not in it."""
-    last = max(len(best) - 1, 1)
-    scores = {name: 9 * (last - place_) // last if place_ else 10 for place_, name in enumerate(best)}
-    return [(name, scores.get(name, 0)) for name in offered]
 
 
 @dataclass(slots=True)
@@ -127,6 +120,8 @@ class Desk:
         held = self._standing(pod)
         if held is not None:
             return held if held.reason or held.names[0] in offered else self._elsewhere(pod, offered)
+        if self.lessons.knows(pod.uid) and list(offered) != [pod.nominated]:
+            self.learn(pod, self.rows(pod.uid, offered))
         rows, reason = self._choice(pod, offered)
         if reason or pod.request.claims:
             return Answer([] if reason else list(offered), reason)
@@ -338,11 +333,10 @@ class Desk:
         if reserved.state is not State.RESERVED or (len(offered) == 1 and offered[0] == pod.nominated):
             return Answer([], "ReservedForOther")
         rows = self.rows(pod.uid, offered)
-        refused = self.registry.columns.rows.get(reserved.node, -1)
-        self.lessons.learn(pod.uid, rows, refused, self.registry.snapshot().schedulable, self.clock.monotonic())
         freed = self.registry.freed
         self.drop_intent(pod.uid)
         self.let_go(pod.uid)
+        self.learn(pod, rows, reserved.node)
         open_ = self.order.affordable(pod.request, None)
         board = self._board(pod, FILTER_MASKS)
         best = board.best(rows if open_ is None else rows[open_[rows]], self.count)
@@ -357,6 +351,13 @@ class Desk:
             pod.uid, names[0], self.clock.monotonic(), tuple(names), rows if len(rows) <= OFFERED_MAX else None
         )
         return Answer(names)
+
+    def learn(self, pod: Pod, named: Rows, refused: str = "") -> None:
+        """Remember of the nodes with room for a pod, which holds nothing now, those that kube-scheduler names."""
+        busy = self._board(pod, TURN_MASKS).settle().first >= 0
+        row, live = self.registry.columns.rows.get(refused, -1), self.registry.snapshot().schedulable
+        if self.lessons.learn(pod.uid, named, row, live, busy, self.clock.monotonic()):
+            self.registry.freed += 1  # it may fit now
 
     # intents
 

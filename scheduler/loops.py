@@ -111,7 +111,7 @@ class PodSink:
         if before is not None and before.request != pod.request:
             self.desk.order.charging.renew(self.desk.book.rows, [pod.uid])
         if before is not None and pod.ours and pod.unschedulable > before.unschedulable:
-            self.desk.called_s = self.desk.clock.monotonic()  # its own plugins refused the pod, so it asked nobody
+            self.turner.parked(pod)
         self.turner.watch(pod)
         row, busy = self.desk.book.rows.get(pod.uid), pod.uid in self.settler.working  # busy: judge it when that ends
         door, now_us = self.desk.door(pod.request.namespace), self.desk.clock.wall_us()

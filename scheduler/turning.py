@@ -23,6 +23,7 @@ from scheduler.desk import Desk
 from scheduler.errors import StoreError
 from scheduler.faults import fault
 from scheduler.growing import Grower
+from scheduler.intake.allocation import read_allocation
 from scheduler.inventory.asks import shape
 from scheduler.kube.port import Cluster
 from scheduler.ledger.lifecycle import HOLDING
@@ -114,6 +115,24 @@ class Turner:
         self.waiting.pop(uid, None)
         self.grower.growth.forget(uid)
         self.desk.order.forget(uid)
+
+    def parked(self, pod: Pod) -> None:
+        """Take note that kube-scheduler's plugins refuse a pod wherever it has room, so that it did not even ask.
+
+        What they refuse is remembered, and the reservation is given up.
+        """
+        desk = self.desk
+        desk.called_s, row = self.clock.monotonic(), desk.book.rows.get(pod.uid)
+        if row is None or row.state is not State.RESERVED or pod.nominated != row.node:
+            return
+        if desk.order.astray.get(pod.uid, (0, ""))[0] == row.epoch:
+            return  # it did ask, and was refused
+        freed = desk.registry.freed
+        desk.let_go(pod.uid)
+        desk.learn(pod, np.zeros(0, np.intp), row.node)
+        desk.hold_claim(row, pod, read_allocation(row.allocation))
+        desk.registry.freed = freed
+        desk.order.astray[pod.uid] = row.epoch, "NominationRefused"
 
     def _stirred(self) -> None:
         """Have a look soon if something was freed."""
@@ -263,12 +282,17 @@ class Turner:
     def could(self, unit: Unit) -> BoolArray:
         """Return ``[N]`` the nodes that any member could use, were they empty; none where a member could use none."""
         pods = self.desk.registry.pods
-        each = [self.desk.could(pods[uid]) for uid in unit.members]
+        each = [self.desk.could(pods[uid]) & self._taught(uid) for uid in unit.members]
         return self.grower.awaited(unit, next((one for one in each if not one.any()), np.logical_or.reduce(each)))
 
     def awaited(self, unit: Unit) -> bool:
         """Say whether a new node is asked for on its behalf."""
         return self.grower.growth.asks(unit.members)
+
+    def _taught(self, uid: str) -> BoolArray:
+        nodes = self.desk.registry.snapshot().nodes
+        found = self.desk.lessons.of(uid, nodes, self.clock.monotonic())
+        return np.ones(nodes, np.bool_) if found is None else found
 
     def place(self, unit: Unit, barrier: Barrier | None) -> Amounts | None:
         """Reserve for all members, in memory, or for none."""

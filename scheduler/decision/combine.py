@@ -51,3 +51,10 @@ def best(tiers: Iterable[FloatArray], rank: npt.NDArray[np.int32], rows: Rows, c
         if len(rows) == 1:
             break
     return rows[np.argsort(rank[rows])][:1]
+
+
+def scored(best: Sequence[str], offered: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the offered names with scores 0..10: 10 for the first of `best` alone, 0 for those not in it."""
+    last = max(len(best) - 1, 1)
+    scores = {name: 9 * (last - place_) // last if place_ else 10 for place_, name in enumerate(best)}
+    return [(name, scores.get(name, 0)) for name in offered]

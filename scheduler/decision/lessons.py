@@ -1,7 +1,8 @@
 """What kube-scheduler has taught about single pods: the nodes that passed its own plugins, remembered for a while.
 
-A call that names many nodes names exactly those on which volumes, pod affinity, spread and ports let the pod run. They
-are kept as a bit per row, and a row that was not there then is not held against the pod.
+A call that names many nodes names exactly those on which volumes, pod affinity, spread and ports let the pod run, as
+far as it had room there. They are kept as a bit per row; a row that was not there then, or had no room, is not held
+against the pod.
 """
 
 from __future__ import annotations
@@ -39,25 +40,30 @@ class Lessons:
 
     _kept: dict[str, _Lesson] = field(default_factory=dict)
 
-    def learn(self, uid: str, named: Rows, refused: int, live: BoolArray, now_s: float) -> None:
-        """Remember what a call for many nodes tells.
+    def learn(  # noqa: PLR0917 - what one call tells
+        self, uid: str, named: Rows, refused: int, live: BoolArray, busy: BoolArray, now_s: float
+    ) -> bool:
+        """Remember what a call for many nodes tells; say whether it leaves a node that the lesson before did not.
 
         Args:
             uid: the pod's.
             named: rows of the nodes that it names.
             refused: row of the node that was tried first and is not among them; -1 = none.
             live: ``[N]`` rows that are nodes; a node that fills a hole later is not held against the pod.
+            busy: ``[N]`` nodes without room for it: that they are not named tells nothing of them.
             now_s: monotonic time.
         """
         nodes = len(live)
-        mask = ~live | sampled(len(named), int(np.count_nonzero(live)))
+        mask = ~live | busy | sampled(len(named), int(np.count_nonzero(live)))
         mask[named] = True
         if refused >= 0:
             mask[refused] = False
+        known = self.of(uid, nodes, now_s)
         self._kept.pop(uid, None)
         self._kept[uid] = _Lesson(np.packbits(mask), nodes, now_s + KEPT_S)
         if len(self._kept) > LESSONS_MAX:
             del self._kept[next(iter(self._kept))]
+        return known is not None and bool((mask & ~known).any())
 
     def of(self, uid: str, nodes: int, now_s: float) -> BoolArray | None:
         """Return ``[N]`` the nodes that this pod may have, as far as it is known; None = nothing is known."""

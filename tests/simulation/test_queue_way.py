@@ -212,17 +212,32 @@ async def test_a_gang_that_lost_a_member_takes_its_replacement() -> None:
 
 async def test_what_is_reserved_for_a_gang_that_stays_incomplete_is_given_up_after_a_minute() -> None:
     async with town("a", "b") as place:
-        place.line.late_s["bind"] = []
+        place.line.late_s["patch"] = [0.0, 0.0] + [1000.0] * 20  # whatever is written to the second one hangs
         first = await held(place, "member-0", gpus=8, gang=("ring", 2), nodeSelector={"kubernetes.io/hostname": "a"})
         second = await held(place, "member-1", gpus=8, gang=("ring", 2), nodeSelector={"kubernetes.io/hostname": "b"})
-        await place.until(lambda: place.state(second) is State.RESERVED, 5)
-        await place.world.cluster.patch("nodes", "", "b", {"spec": {"unschedulable": True}})
         await place.until(lambda: "member-0" in place.bound(), 10)
+        assert place.state(second) is State.RESERVED
         await place.until(lambda: place.state(second) is State.QUEUED, 90)
         assert place.row(second).reason == "GangIncomplete"
         assert place.state(first) is State.RUNNING
-        await place.world.cluster.patch("nodes", "", "b", {"spec": {"unschedulable": False}})
+        place.line.late_s["patch"].clear()
         await place.until(lambda: "member-1" in place.bound(), 60)
+        await place.wait(3)
+        await place.check()
+
+
+async def test_what_the_plugins_refuse_everywhere_is_given_up_at_once_and_tried_elsewhere_alone() -> None:
+    async with town("a", "b") as place:
+        place.stall_at("turn.commit.after", 2.0)
+        pod = await held(place, "one", gpus=8, nodeSelector={"kubernetes.io/hostname": "b"})
+        await place.until(lambda: place.state(pod) is State.RESERVED, 5)
+        await place.world.cluster.patch("nodes", "", "b", {"spec": {"unschedulable": True}})
+        await place.until(lambda: place.state(pod) is State.QUEUED, 10)
+        assert place.row(pod).reason == "NominationRefused"
+        await place.wait(60)
+        assert place.row(pod).attempts == 1, "it is not nominated again where it was refused"
+        await place.world.cluster.patch("nodes", "", "b", {"spec": {"unschedulable": False}})
+        await place.until(lambda: "one" in place.bound(), 20)
         await place.wait(3)
         await place.check()
 
