@@ -298,14 +298,17 @@ class Growth:
         self._since = {first: since_s for first, since_s in walk.since.items() if first not in self.asked}
 
     def _needs(self, unit: Unit, pods: Sequence[Pod], quota: Quota) -> Amounts:
-        """Return what a unit takes of its queue's quota at most, there or on new nodes."""
+        """Return what a unit takes of its queue's quota at most: which group an autoscaler grows is its own choice."""
+        keys = quota.keys(unit.queue)
+        if not keys:
+            return {}
         new: dict[str, int] = {}
         for pod in pods:
-            taking = np.flatnonzero(self.takes(pod.request))
-            node = self.templates[int(taking[0])].node if len(taking) else None
-            for key, amount in charge_of(pod.request, quota.model_keys, node).items():
-                new[key] = new.get(key, 0) + amount
-        return {key: max(unit.most.get(key, 0), new.get(key, 0)) for key in quota.keys(unit.queue)}
+            nodes = [self.templates[at].node for at in np.flatnonzero(self.takes(pod.request)).tolist()]
+            charges = [charge_of(pod.request, quota.model_keys, node) for node in nodes]
+            for key in keys:
+                new[key] = new.get(key, 0) + max((one.get(key, 0) for one in charges), default=0)
+        return {key: max(unit.most.get(key, 0), new.get(key, 0)) for key in keys}
 
     def _may(self, unit: Unit, pods: Sequence[Pod], word: str, walk: _Walk, needs: Amounts) -> bool:
         """Say whether a unit lacks nothing but a node, and new ones would do."""
