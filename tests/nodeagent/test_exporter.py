@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import statistics
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -130,6 +132,11 @@ def test_nothing_is_there_twice() -> None:
     report = replace(box(1, slices=1), devices=(replace(box(1, slices=1).devices[0], slices=twins),))
     lines = [line.rpartition(" ")[0] for line in render(report).decode().splitlines() if not line.startswith("#")]
     assert len(lines) == len(set(lines))
+
+
+def test_every_metric_is_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "agent.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`((?:tessera_agent|DCGM)_\w+)`", page)) == set(samples(render(box())))
 
 
 def test_health_and_losses() -> None:
