@@ -27,7 +27,15 @@ from bench.allocations import flaw, over_held, parsed
 from bench.apiclient import STRATEGIC, ApiClient, ApiError
 from bench.devices import GPU, SHARE
 from bench.errors import BenchError
-from bench.kube_objects import create_nodes, create_pods, gather_bounded, node_object, pod_object, pod_path
+from bench.kube_objects import (
+    binding_object,
+    create_nodes,
+    create_pods,
+    gather_bounded,
+    node_object,
+    pod_object,
+    pod_path,
+)
 from bench.oracle import bound_to, demand
 from bench.product import Product, ProductError
 from bench.queue_oracle import GATE as HOLD
@@ -71,10 +79,6 @@ ARMS = {
 }
 """The contestants by way of the pods; in the queue way Tessera always looks at all nodes."""
 WRITES = {"direct": 1.0, "queue": 3.0}
-LIMITS = {
-    "direct": "1: the plain kube-scheduler of the same run",
-    "queue": "2 of 3 where writes alone count: plain, a pod takes two (its gate and its Binding), here three",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ async def run_throughput(settings: Settings, say: Say) -> Json:
         bench = _Bench(settings, cluster, api, product, {node["metadata"]["name"]: node for node in nodes}, say)
         try:
             for number in range(settings.rounds):
+                await bench.write_alone(number)
                 for arm in arms if number % 2 == 0 else arms[::-1]:
                     await bench.run(arm, number)
         except (ProductError, ApiError, TimeoutError) as error:
@@ -204,6 +209,7 @@ class _Bench:
     nodes: dict[str, Json]
     say: Say
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    limits: list[float] = field(default_factory=list)
     writes: list[float] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     cpu_ms: list[float] = field(default_factory=list)
@@ -237,6 +243,23 @@ class _Bench:
         finally:
             await self._clear(watch)
             following.cancel()
+
+    async def write_alone(self, number: int) -> None:
+        """Measure the limit: the driver itself does the writes of a pod, and nobody filters, decides or commits."""
+        pods = await create_pods(self.api, pods_of(f"alone-{number}", self.settings.pods))
+        places = list(self.nodes)
+        begun = time.monotonic()
+        writes = [self._write_one(pod, places[at % len(places)]) for at, pod in enumerate(pods)]
+        await gather_bounded(writes, in_flight=IN_FLIGHT)
+        self.limits.append(len(pods) / (time.monotonic() - begun))
+        await self.api.delete(PODS, {"gracePeriodSeconds": 0})
+        self.say(f"writes alone: {self.limits[-1]:.0f} pods/s")
+
+    async def _write_one(self, pod: Json, node: str) -> None:
+        if self.settings.held:
+            await self.api.patch(pod_path(pod, "status"), {"status": {"nominatedNodeName": node}})
+        await self._ungate([pod])
+        await self.api.post(pod_path(pod, "binding"), binding_object(pod, node))
 
     async def _bind(self, pods: Sequence[Json], watch: _Watch) -> float:
         """Let these pods go and return pods per second until the last is seen bound."""
@@ -328,6 +351,7 @@ class _Bench:
             **{name: round(rate, 1) for name, rate in medians.items()},
             "ratio": round(medians["tessera"] / medians["plain"], 3),
             "ratio_100": round(medians["tessera_100"] / medians["plain_100"], 3),
+            "limit": round(statistics.median(self.limits), 1),
             "api_writes_per_pod": round(writes, 1 if held else 3),
             "writes": dict(sorted(self.kinds.items())),
             "tessera_cpu_ms_per_pod": round(statistics.median(self.cpu_ms), 2),
@@ -335,7 +359,7 @@ class _Bench:
             "checked": self.checked,
             "wrong": self.wrong[:20],
             "notes": [
-                f"pods/s; the limit of a ratio is {LIMITS[self.settings.way]}",
+                "pods/s; limit: the writes of a pod alone, by the driver, without filter, decision and commit",
                 "inside the clock: removal of a gate, filter, ledger commits (SQLite, FULL), Binding; not creation",
                 "writes are counted by kube-apiserver's audit log, without Events and the Lease",
                 *(["tessera is tessera_100: the queue way looks at all nodes"] if held else []),
@@ -353,10 +377,10 @@ def _cpu_s(pid: int) -> float:
 
 def show(report: Json) -> None:
     """Print the table for people to stderr."""
-    console, table = Console(stderr=True), Table("arm", "pods/s", "over plain", "over plain, all nodes")
+    console, table = Console(stderr=True), Table("arm", "pods/s", "over plain", "over plain, all nodes", "limit")
     for name in ("tessera", "tessera_100", "plain", "plain_100"):
         over = [f"{report[name] / report[plain]:.2f}" for plain in ("plain", "plain_100")]
-        table.add_row(name, f"{report[name]:.0f}", *over)
+        table.add_row(name, f"{report[name]:.0f}", *over, f"{report['limit']:.0f}")
     console.print(table)
     for note in [*report["notes"], f"writes: {report['api_writes_per_pod']} a pod, in all {report['writes']}"]:
         console.print(note, highlight=False)

@@ -50,6 +50,7 @@ def told(way: str, writes: list[float], wrong: list[str] | None = None) -> Json:
     of = {arm.name: rates[arm.name] for arm in ARMS[way]}
     nobody = cast("Any", None)
     bench = _Bench(Settings(10, 6, 3, way), nobody, nobody, nobody, {}, print, rates=of, writes=writes, cpu_ms=[2.0])
+    bench.limits = [200.0, 300.0, 100.0]
     bench.kinds, bench.wrong = Counter({"patch pods": 6}), wrong or []
     return bench.report()
 
@@ -64,6 +65,7 @@ def test_the_queue_way_is_measured_once_and_compared_with_both() -> None:
     report = told("queue", [3.02, 3.0])
     assert [arm.name for arm in ARMS["queue"]] == ["tessera_100", "plain", "plain_100"]
     assert (report["tessera"], report["tessera_100"]) == (75.0, 75.0)
+    assert report["limit"] == 200.0
     assert (report["ratio"], report["ratio_100"], report["api_writes_per_pod"]) == (0.75, 3.0, 3.0)
     assert report["ok"]
     assert not told("queue", [3.2])["ok"]
