@@ -210,6 +210,17 @@ async def test_calls_that_hang_are_noticed_before_they_end(here: Place) -> None:
 
 
 @virtual(place)
+async def test_what_began_before_a_probe_is_none(here: Place) -> None:
+    hanging = [asyncio.ensure_future(here.call(6.5)) for _ in range(5)]
+    await here.clock.sleep(1)
+    assert here.one.phase is Phase.OPEN
+    await here.clock.sleep(OPEN_S)
+    await here.call(0.9)
+    await asyncio.gather(*hanging)
+    assert (here.one.phase, here.one.room()) == (Phase.HALF_OPEN, 2)
+
+
+@virtual(place)
 async def test_one_call_of_many_side_by_side_may_hang_alone(here: Place) -> None:
     here.one = here.both.api
     four = [asyncio.ensure_future(here.call(30)) for _ in range(4)]

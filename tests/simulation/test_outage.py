@@ -182,6 +182,42 @@ async def test_a_minute_without_writes_to_the_api_server_holds_in_the_ledger_and
         await place.check()
 
 
+async def test_what_is_freed_in_an_outage_is_given_to_nobody_before_its_end() -> None:
+    async with place_with_disk() as (place, _):
+        bound = await held(place, "bound", gpus=8)
+        await held(place, "other", gpus=8)
+        await place.until(lambda: len(place.bound()) == 2, 10)
+        waits = await held(place, "waits", gpus=8)
+        await open_breaker(place)
+        behind = place.tessera.desk.dependencies
+        await place.delete("bound")
+        for _ in range(10):
+            await place.until(lambda: behind.api.phase is Phase.OPEN, 10)
+            assert place.tessera.turner.releaser.step() == {}
+            await place.wait(2)
+        assert place.state(bound) is State.RELEASED
+        assert place.state(waits) is State.QUEUED
+        clear(place)
+        await all_bound(place, [waits], BACK_S + 5)
+
+
+async def test_with_nobody_waiting_a_recovery_is_found_all_the_same() -> None:
+    async with place_with_disk() as (place, disks):
+        behind = place.tessera.desk.dependencies
+        await open_breaker(place)
+        disks[-1].broken = True
+        pods = await comers(place, 8)
+        await place.until(lambda: not behind.store.closed, 30)
+        for pod in pods:
+            meta = pod["metadata"]
+            await place.world.cluster.delete("pods", meta["namespace"], meta["name"], grace_s=0)
+        await place.wait(30)
+        await place.delete("pioneer")
+        disks[-1].broken = False
+        clear(place)
+        await place.until(lambda: behind.closed, BACK_S)
+
+
 async def test_killed_while_the_store_is_away_it_finds_everybody_again() -> None:
     async with place_with_disk() as (place, disks):
         disks[-1].broken = True
@@ -245,7 +281,7 @@ async def test_five_minutes_of_429_lose_nobody_and_are_not_hammered() -> None:
 
 
 async def open_breaker(place: Town) -> None:
-    """Let a pod's writes fail until the API server's breaker is open."""
+    """Let the writes of some that end fail until the API server's breaker is open."""
     forbid_writes(place)
-    await held(place, "pioneer", gpus=1)
+    await held(place, "pioneer", gpus=0)
     await place.until(lambda: not place.tessera.desk.dependencies.api.closed, 60)
