@@ -209,7 +209,8 @@ class Reconcile:
         dirty, working = self.settler.dirty, self.settler.working
         free = [uid for uid in dirty if uid not in working]
         batch = [(uid, dirty.pop(uid)) for uid in free[:room]]
-        await asyncio.gather(*(self.settler.settle(uid, fresh=gone) for uid, gone in batch))
+        due = [(uid, gone) for uid, gone in batch if self.settler.due(uid, fresh=gone)]  # a bound pod's last event: no
+        await asyncio.gather(*(self.settler.settle(uid, fresh=gone) for uid, gone in due))
         if len(free) > AT_ONCE:
             self.settler.bell.set()
         for _ in range(0 if batch else min(behind.store.room(), breaker.PROBES) if not behind.store.closed else 0):

@@ -116,18 +116,29 @@ class Settler:
             if uid in self.dirty:
                 self.bell.set()
 
+    def due(self, uid: str, *, fresh: bool = False) -> bool:
+        """Say whether `settle` would find anything to do about a Request that nobody is busy with."""
+        row, pod = self.desk.book.rows.get(uid), self.desk.registry.pods.get(uid)
+        if self._actions(uid, row, pod, fresh=fresh):
+            return True
+        self._trouble.pop(uid, None)
+        return False
+
+    def _actions(self, uid: str, row: Row | None, pod: Pod | None, *, fresh: bool) -> list[Action]:
+        epoch, refused = self.desk.order.astray.get(uid, (0, ""))
+        refused = refused if row is not None and row.epoch == epoch else ""
+        now_us = self.clock.wall_us()
+        if row is not None and not refused and row.deadline_us and now_us >= row.deadline_us:
+            refused = self.excuse(uid)
+        door = self.desk.door(pod.request.namespace) if pod is not None else Door.OPEN
+        return decide(row, pod, now_us=now_us, fresh=fresh, in_flight=False, refused=refused, door=door)
+
     async def resolve(self, uid: str, *, fresh: bool = False) -> None:
         """Settle for a caller that already holds this uid in `working`; lets errors through."""
         pod = self.desk.registry.pods.get(uid)
         for _ in range(ROUNDS_MAX):
             row = self.desk.book.rows.get(uid)
-            epoch, refused = self.desk.order.astray.get(uid, (0, ""))
-            refused = refused if row is not None and row.epoch == epoch else ""
-            now_us = self.clock.wall_us()
-            if row is not None and not refused and row.deadline_us and now_us >= row.deadline_us:
-                refused = self.excuse(uid)
-            door = self.desk.door(pod.request.namespace) if pod is not None else Door.OPEN
-            actions = decide(row, pod, now_us=now_us, fresh=fresh, in_flight=False, refused=refused, door=door)
+            actions = self._actions(uid, row, pod, fresh=fresh)
             if not actions:
                 return
             for action in actions:
