@@ -17,6 +17,10 @@ from .resources import is_device
 
 DEVICE_MAX = 1 << 40
 RESOURCES_MAX = 64
+ASKING = ("initContainers", "containers", "resources", "overhead")
+"""The fields of a spec that are read here."""
+HELD = ("containerStatuses", "initContainerStatuses", "allocatedResources", "resources")
+"""The fields of a status that are read here: what the kubelet still holds."""
 _RESIZED_POD = ("cpu", "memory")
 _HUGEPAGES = "hugepages-"
 

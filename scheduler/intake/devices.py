@@ -16,6 +16,8 @@ from .resources import is_device, profile_of
 GPU_MEMORY = PREFIX + "gpu-memory"
 GPU_MILLI = PREFIX + "gpu-milli"
 GPU_MODEL = PREFIX + "gpu-model"
+SIZING = (GPU_MEMORY, GPU_MILLI, GPU_MODEL)
+"""The annotations that are read here."""
 MODELS_MAX = 64
 PARTS_MAX = 56  # MIG slices or shares of one pod, eight GPUs cut into seven: more could not be written down
 MEMORY_MAX_MIB = 2**31 - 1  # a column of devices holds no more

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeAlias
 
 from scheduler import ADMITTED, ALLOCATION, AUTOSCALE, SCHEDULER_NAME, TOUCH
 from scheduler.model.pod import AMOUNT_MAX, Amounts, DeviceAsk, Pod, Request, Selection
 
 from .allocation import read_allocation
-from .demand import amounts_and_tokens, pod_total, read_needs, total
-from .devices import read_devices
+from .demand import ASKING, HELD, amounts_and_tokens, pod_total, read_needs, total
+from .devices import SIZING, read_devices
+from .memo import Memo
 from .reading import Reader, Unreadable, integer, mapping, name, sequence, shown, text
-from .selection import read_selection
+from .selection import CHOOSING, read_selection
 from .times import micros
 from .wishes import QUEUE, misspelt, read_wishes
 
 _PRIORITY_MAX = 2**31 - 1
 _TOUCH_DIGITS = 18  # below AMOUNT_MAX
+_Asks: TypeAlias = tuple[Amounts, tuple[tuple[str, int], ...], DeviceAsk]  # with tokens, see `Pod`
+_ASKS, _SELECTIONS = Memo[_Asks](), Memo[Selection]()
 
 
 def read_pod(raw: Mapping[str, object]) -> Pod:
@@ -38,10 +42,7 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
     notes, labels = _texts(meta, "annotations", reader), _texts(meta, "labels", reader)
     phase = reader.name(status.get("phase"), "phase") or "Pending"
     terminal = phase in {"Succeeded", "Failed"}
-    needs = read_needs(spec, status, reader)
-    together = total(needs)
-    amounts, tokens = amounts_and_tokens(pod_total(spec, status, together, reader), reader)
-    devices = read_devices(needs, together, notes, reader)
+    amounts, tokens, devices = _asks(spec, status, notes, reader)
     version, scheduler = (
         reader.name(meta.get("resourceVersion"), "resourceVersion"),
         reader.name(spec.get("schedulerName"), "schedulerName"),
@@ -71,6 +72,24 @@ def read_pod(raw: Mapping[str, object]) -> Pod:
     )
 
 
+def _asks(spec: Mapping[str, object], status: Mapping[str, object], notes: Mapping[str, str], reader: Reader) -> _Asks:
+    """Return what the pod takes of its node and what it asks of devices."""
+    given = ([spec.get(key) for key in ASKING], [status.get(key) for key in HELD], [notes.get(key) for key in SIZING])
+
+    def read(reader: Reader) -> _Asks:
+        needs = read_needs(spec, status, reader)
+        together = total(needs)
+        amounts, tokens = amounts_and_tokens(pod_total(spec, status, together, reader), reader)
+        return amounts, tokens, read_devices(needs, together, notes, reader)
+
+    return _ASKS.take(given, read, reader)
+
+
+def _selection(spec: Mapping[str, object], reader: Reader) -> Selection:
+    given = [spec.get(key) for key in CHOOSING]
+    return _SELECTIONS.take(given, lambda own: own.take(read_selection, spec, Selection()), reader)
+
+
 def _request(  # noqa: PLR0917 - the parts of one pod
     meta: Mapping[str, object],
     spec: Mapping[str, object],
@@ -84,7 +103,7 @@ def _request(  # noqa: PLR0917 - the parts of one pod
     uid, namespace, called = (reader.name(meta.get(key), key) for key in ("uid", "namespace", "name"))
     wishes = read_wishes(queue, notes, reader)
     priority = reader.take(_priority, spec.get("priority"), 0)
-    selection = reader.take(read_selection, spec, Selection())
+    selection = _selection(spec, reader)
     claims = reader.sequence(spec.get("resourceClaims"), "spec.resourceClaims")
     arrival_us = reader.take(_arrival, meta.get("creationTimestamp"), 0)
     owner = reader.take(_owner, meta, "")

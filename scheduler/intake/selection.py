@@ -11,6 +11,9 @@ from .reading import Unreadable, mapping, sequence, text
 PARTS_MAX = 16_384
 _CODE = "request.selection"
 
+CHOOSING = ("nodeSelector", "affinity", "tolerations")
+"""The fields of a spec that are read here."""
+
 
 def read_selection(spec: Mapping[str, object]) -> Selection:
     """Return the selection of a pod's spec. Raises Unreadable."""
