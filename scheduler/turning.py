@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -32,6 +32,7 @@ from scheduler.model.reservation import Change, Row, State
 from scheduler.queueing.line import Gang, Waiting, line_up
 from scheduler.queueing.order import rank_of
 from scheduler.queueing.release import Window
+from scheduler.queueing.together import Together
 from scheduler.queueing.turn import Amounts, Barrier, Turn, Unit
 from scheduler.releasing import Releaser
 from scheduler.settling import Settler, Writer
@@ -74,6 +75,12 @@ class Turner:
     _parts: list[Part] = field(default_factory=list)  # of the unit that was placed last
     _capacity: tuple[int, Amounts] = (-1, {})
     _partly: dict[Gang, float] = field(default_factory=dict)  # since when a gang is bound in part
+    _together: Together = field(init=False)
+    _never: set[Hashable] = field(default_factory=set)  # kinds of gangs that no turn could place, empty as nodes may be
+
+    def __post_init__(self) -> None:
+        """Make what judges gangs."""
+        self._together = Together(self.desk.registry, self.desk.policies)
 
     @classmethod
     def of(  # noqa: PLR0917 - the outside world, part by part
@@ -187,6 +194,7 @@ class Turner:
         turn = Turn(units, queues.quota, usage, self, used=used, capacity=self._cluster() if several else {})
         state, began_s, whole = self._state()[1:], self.clock.monotonic(), True
         refused: list[tuple[Unit, str]] = []
+        self._never.clear()
         async with asyncio.TaskGroup() as commits:
             while room > 0 and (decision := turn.step()) is not None:
                 self.decided += 1
@@ -194,8 +202,9 @@ class Turner:
                     room -= len(decision.unit.members)
                     commits.create_task(self._commit(self._parts))
                 elif decision.word:
-                    self.grower.say(decision.unit.members, decision.word)
-                    refused.append((decision.unit, decision.word))
+                    word = "ExceedsClusterSize" if decision.unit.kind in self._never else decision.word
+                    self.grower.say(decision.unit.members, word)
+                    refused.append((decision.unit, word))
                 if self.clock.monotonic() - began_s > self.slice_s:
                     for _ in range(HOPS):
                         await self.clock.sleep(0)
@@ -280,10 +289,14 @@ class Turner:
         )
 
     def could(self, unit: Unit) -> BoolArray:
-        """Return ``[N]`` the nodes that any member could use, were they empty; none where a member could use none."""
-        pods = self.desk.registry.pods
-        each = [self.desk.could(pods[uid]) & self._taught(uid) for uid in unit.members]
-        return self.grower.awaited(unit, next((one for one in each if not one.any()), np.logical_or.reduce(each)))
+        """Return ``[N]`` the nodes that any member could use, were they empty; none where they cannot take all."""
+        pods = [self.desk.registry.pods[uid] for uid in unit.members]
+        each = [self.desk.could(pod) & self._taught(pod.uid) for pod in pods]
+        found = next((one for one in each if not one.any()), np.logical_or.reduce(each))
+        if len(pods) > 1 and found.any() and not self._together.able(pods, each):
+            found = np.zeros_like(found)
+            self._never.add(unit.kind)
+        return self.grower.awaited(unit, found)
 
     def awaited(self, unit: Unit) -> bool:
         """Say whether a new node is asked for on its behalf."""
@@ -331,12 +344,16 @@ class Turner:
     # gangs
 
     def _watch_gangs(self) -> None:
-        """Give up what is reserved for a gang that has been bound in part for a minute; what is bound goes on."""
+        """Give up what is reserved for a gang that has been bound in part for a minute; what is bound goes on.
+
+        A former process may have seen it first: then what the ledger noted of its members counts.
+        """
+        now_us = self.clock.wall_us()
         now_s, partly = self.clock.monotonic(), dict[Gang, float]()
         for gang, rows in self._gangs().items():
-            bound = sum(row.state in PARTLY_BOUND for row in rows)
+            bound = [row.updated_us for row in rows if row.state in PARTLY_BOUND]
             if bound and any(row.state is State.RESERVED for row in rows):
-                partly[gang] = since_s = self._partly.get(gang, now_s)
+                partly[gang] = since_s = self._partly.get(gang, now_s - max(now_us - min(bound), 0) / 1_000_000)
                 if now_s - since_s >= GANG_S:
                     self._give_up(gang, rows)
                     del partly[gang]

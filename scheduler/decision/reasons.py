@@ -81,6 +81,12 @@ REASONS: dict[str, Reason] = {
             "허용된 노드 중 이만큼 큰 노드가 없습니다. 파드당 요청량을 줄이십시오.",
         ),
         Reason(
+            "ExceedsClusterSize",
+            "change",
+            "The matching nodes could not hold all pods of the gang at the same time, even empty: ask for less per pod.",
+            "조건에 맞는 노드가 모두 비어 있어도 갱의 파드를 동시에 담을 수 없습니다. 파드당 요청량을 줄이십시오.",
+        ),
+        Reason(
             "NoSuchGpuModel",
             "change",
             "No node has a GPU of an allowed model: change the annotation gpu-model.",

@@ -41,6 +41,7 @@ FIRST = (
     ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
     (AUTOSCALE,),  # what the masks say of the nodes that are there matters less
     (),  # the masks' word, where no node could ever take it
+    ("ExceedsClusterSize",),
     (HELD_UP, "SchedulerNotRunning", "WaitingForGate", "BackingOff"),  # it takes no part in the turn
     (GANG,),
     (QUOTA,),

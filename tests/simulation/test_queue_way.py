@@ -197,6 +197,40 @@ async def test_a_gang_with_a_member_that_fits_nowhere_stands_in_nobodys_way() ->
         await place.check()
 
 
+async def test_a_gang_that_fits_one_by_one_and_never_together_blocks_nobody_and_says_so() -> None:
+    async with town("a", "b") as place:
+        pods = [await held(place, f"member-{number}", gpus=8, gang=("ring", 3)) for number in range(3)]
+        await place.wait(2)
+        await held(place, "behind", gpus=8)
+        await place.until(lambda: "behind" in place.bound(), 5)
+        assert {word(place, pod) for pod in pods} == {"ExceedsClusterSize"}
+        told = explanation(place.tessera.desk, place.row(pods[0]))
+        assert (told["class"], told["reasons"][0]["code"]) == ("change", "ExceedsClusterSize")
+        await place.node("c")
+        await place.until(lambda: {word(place, pod) for pod in pods} == {"WaitingForCapacity"}, 5)
+        await held(place, "late", gpus=8)
+        await place.wait(10)
+        assert "late" not in place.bound(), "what is free is kept for the gang, which could run now"
+        await place.delete("behind")
+        await place.until(lambda: {"member-0", "member-1", "member-2"} <= place.bound().keys(), 10)
+        await place.wait(3)
+        await place.check()
+
+
+async def test_the_minute_of_a_gang_that_is_bound_in_part_goes_on_through_a_restart() -> None:
+    async with town("a", "b") as place:
+        place.line.late_s["patch"] = [0.0, 0.0] + [1000.0] * 40  # whatever is written to the second one hangs
+        second = [await held(place, f"member-{number}", gpus=8, gang=("ring", 2)) for number in range(2)][1]
+        await place.until(lambda: "member-0" in place.bound(), 10)
+        for _ in range(2):
+            await place.wait(25)
+            place.kill()
+            await place.start()
+        assert place.state(second) is State.RESERVED
+        assert await place.until(lambda: place.state(second) is State.QUEUED, 60) < 20
+        assert place.row(second).reason == "GangIncomplete"
+
+
 async def test_a_gang_that_lost_a_member_takes_its_replacement() -> None:
     async with town("a") as place:
         for number in range(2):
