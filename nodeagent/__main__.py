@@ -155,8 +155,7 @@ def _watch(agent: Agent, options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    watch(agent, stop, address=options.metrics, interval_s=options.interval, dcgm=not options.no_dcgm_names)
-    return 0
+    return watch(agent, stop, address=options.metrics, interval_s=options.interval, dcgm=not options.no_dcgm_names)
 
 
 if __name__ == "__main__":

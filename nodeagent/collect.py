@@ -30,12 +30,14 @@ from nodeagent.nvml import (
 from nodeagent.report import (
     DEVICES_MAX,
     LINKS_MAX,
+    MEBIBYTES_MAX,
     MIG_NONE,
     MIG_OFF,
     MIG_ON,
     PROFILES_MAX,
     REASONS_MAX,
     SLICES_MAX,
+    SMALL_MAX,
     SWITCH,
     Activity,
     Device,
@@ -45,10 +47,11 @@ from nodeagent.report import (
     Report,
     Sensors,
     Slice,
+    plain,
+    within,
 )  # fmt: skip
 
 UNKNOWN_END = "unknown"
-_MEMORY_MAX = 2**24
 _CODECS = {"encoder_ratio": "DeviceGetEncoderUtilization", "decoder_ratio": "DeviceGetDecoderUtilization"}
 
 
@@ -176,19 +179,19 @@ class Collector:
         pci, memory = known(gpu.ask("DeviceGetPciInfo")), known(gpu.memory())
         profiles = [] if isinstance(mode, Absent) else gpu.profiles()[:PROFILES_MAX]
         bus = str(pci.busId) if pci else ""
-        numa = self._numa(bus)
+        numa, serial = self._numa(bus), known(gpu.ask("DeviceGetSerial"))
         numa = known(gpu.ask("DeviceGetNumaNodeId")) if numa is None else numa
         fixed = Device(
             index=gpu.index,
             uuid=gpu.uuid,
-            name=str(known(gpu.ask("DeviceGetName")) or ""),
+            name=plain(str(known(gpu.ask("DeviceGetName")) or "")),
             bus=bus,
             pci_id=pci.pciDeviceId if pci else 0,
-            memory_mib=memory.total if memory else 0,
-            serial=known(gpu.ask("DeviceGetSerial")),
-            minor=known(gpu.ask("DeviceGetMinorNumber")),
-            numa=None if numa is None or numa < 0 else numa,
-            architecture=known(gpu.ask("DeviceGetArchitecture")),
+            memory_mib=min(memory.total, MEBIBYTES_MAX) if memory else 0,
+            serial=None if serial is None else plain(str(serial)),
+            minor=_small(known(gpu.ask("DeviceGetMinorNumber"))),
+            numa=_small(numa),
+            architecture=_small(known(gpu.ask("DeviceGetArchitecture"))),
             mig_mode=MIG_NONE if isinstance(mode, Absent) else MIG_ON if mode[0] else MIG_OFF,
             mig_pending=not isinstance(mode, Absent) and mode[0] != mode[1],
             profiles=tuple(profiles),
@@ -213,7 +216,7 @@ class Collector:
         divided = card.fixed.mig_mode == MIG_ON
         memory = self._memory(gpu)
         gpm = self._samples.read(gpu, gpu.uuid, None) if card.gpm else {}
-        processes = known(gpu.processes()) or []
+        processes = self._processes(card)
         use = {} if divided else gpu.process_use(self._since_us)
         parts = [self._slice(card, one) for one in card.instances]
         if not gpm and divided:
@@ -227,6 +230,15 @@ class Collector:
         )
         gpu.denied.clear()
         return device, running(gpu.uuid, processes, use, card.instances)
+
+    @staticmethod
+    def _processes(card: _Card) -> list[Process]:
+        """Return who runs; where we may not ask the GPU, its instances say who runs on each."""
+        found = card.gpu.processes()
+        if not isinstance(found, Absent):
+            return found
+        parts = [known(card.gpu.processes(one.handle)) or [] for one in card.instances if one.uuid is not None]
+        return [process for part in parts for process in part]
 
     def _memory(self, gpu: Gpu, handle: Any = None) -> Memory | None:
         """Return the memory, and notice a handle that has become void."""
@@ -258,7 +270,7 @@ class Collector:
         else:  # before Ampere pages were retired, not rows remapped
             pages = [known(gpu.ask("DeviceGetRetiredPages", cause)) for cause in (0, 1)]
             found["retired_pages"] = None if pages[0] is None else sum(len(one or ()) for one in pages)
-        return Sensors(**{name: value for name, value in found.items() if value is None or value >= 0})
+        return within(Sensors, found)
 
     def _slice(self, card: _Card, one: Instance) -> Slice:
         memory = self._memory(card.gpu, one.handle) if one.uuid is not None else None
@@ -315,12 +327,14 @@ def activity(
     rates: Mapping[str, float] = MappingProxyType({}),
 ) -> Activity:
     """Join what memory, GPM and utilisation rates say; the rates' own `busy` wins, for it covers all engines."""
-    return Activity(
-        memory_mib=None if memory is None else min(memory.total, _MEMORY_MAX),
-        memory_used_mib=None if memory is None else min(memory.used, _MEMORY_MAX),
-        memory_reserved_mib=None if memory is None else memory.reserved,
-        **{name: round(value, 4) for name, value in {**gpm, **rates}.items()},
-    )
+    found: dict[str, object] = {name: round(value, 4) for name, value in {**gpm, **rates}.items()}
+    if memory is not None:
+        found |= {"memory_mib": memory.total, "memory_used_mib": memory.used, "memory_reserved_mib": memory.reserved}
+    return within(Activity, found)
+
+
+def _small(number: int | None) -> int | None:
+    return number if number is not None and 0 <= number < SMALL_MAX else None
 
 
 def whole_of_parts(parts: Iterable[Slice], profiles: Sequence[Profile]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """NVML as values: each call returns what it found or an Absent that says why not. The only importer of pynvml.
 
 Invariant: no NVMLError leaves this module, and what one GPU answers changes nothing for another. What a GPU does not
-support is asked once (again after its MIG mode changed); a GPU that is lost is not asked again until `find` meets it.
+support is asked once, until `find` meets it anew or its MIG mode changes; one that is lost, until `find` meets it.
 
 One thread makes all calls but `Events.wait`, which may wait in a thread of its own.
 """
@@ -89,6 +89,7 @@ class Why(Enum):
 
 
 _WHY = {code: why for why in Why for code in why.value[1:]}
+_VARYING = frozenset({"DeviceGetProcessUtilization"})  # their arguments are never the same twice
 _GONE = (Why.LOST, Why.RESET_REQUIRED)
 
 
@@ -184,7 +185,7 @@ class Gpu:
         """Call a function about this GPU, or about an instance of it, by its handle; remember what it lacks."""
         if self.lost is not None:
             return self.lost
-        key = (name, *arguments) if handle is None else (name,)
+        key = (name,) if name in _VARYING else (name, *arguments)
         if handle is None and (lacking := self._unsupported.get(key)) is not None:
             return lacking
         value = ask(name, self.handle if handle is None else handle, *arguments)

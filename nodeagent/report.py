@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -20,6 +20,7 @@ VERSION = 1
 BYTES_MAX = 1 << 20
 DEVICES_MAX, SLICES_MAX, PROFILES_MAX, LINKS_MAX, REASONS_MAX, USES_MAX = 32, 16, 32, 36, 8, 1024
 XIDS_MAX = 32
+SMALL_MAX, MEBIBYTES_MAX = 2**31 - 1, 2**24
 MEMORY_SLICES_MAX = 16  # an occupancy mask has as many bits
 _SHOWN_MAX = 40
 
@@ -66,10 +67,12 @@ class Most:
     count: int
 
 
+_Read = Callable[[object, str], object]
+_Part = TypeVar("_Part")
 Ratio = Annotated[float, Real(0.0, 1.0)]
-Count = Annotated[int, Whole(0, 2**63 - 1)]
-Small = Annotated[int, Whole(0, 2**31 - 1)]
-Mebibytes = Annotated[int, Whole(0, 2**24)]
+Count = Annotated[int, Whole(0, 2**63 - 65)]  # DCGM's and NVML's markers for blank lie above
+Small = Annotated[int, Whole(0, SMALL_MAX)]
+Mebibytes = Annotated[int, Whole(0, MEBIBYTES_MAX)]
 Uuid = Annotated[str, Text(63, 1)]
 Name = Annotated[str, Text(253)]
 Word = Annotated[str, Text(95)]
@@ -307,6 +310,23 @@ def decode(body: bytes) -> Report:
     return report
 
 
+def within(cls: type[_Part], values: Mapping[str, object]) -> _Part:
+    """Make a part of a report of measured values without those that break a bound: drivers have markers for blank."""
+    kind: type = cls
+    hints, found = _hints(kind), {}
+    for name, value in values.items():
+        try:
+            found[name] = _reader_of(hints[name])(value, name)
+        except BadReport:
+            continue
+    return cls(**found)
+
+
+def plain(text: str, most: int = 95) -> str:
+    """Return a text as a report may carry it: printable and not too long."""
+    return "".join(one for one in text if one.isprintable())[:most]
+
+
 def _check(report: Report) -> None:
     """Hold fields against each other. Raises BadReport."""
     _distinct([device.uuid for device in report.devices] + [one.uuid for one in report.lost if one.uuid], "devices")
@@ -340,14 +360,16 @@ def _spans(device: Device, where: str) -> None:
         taken |= bits
 
 
-_Read = Callable[[object, str], object]
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
 
 
 @cache
 def _reader(cls: type) -> _Read:
     """Return what reads one object into a dataclass, each field by its annotation."""
-    hints = get_type_hints(cls, include_extras=True)
-    rows = [(one.name, _read(hints[one.name]), one.default is MISSING) for one in fields(cls)]
+    hints = _hints(cls)
+    rows = [(one.name, _reader_of(hints[one.name]), one.default is MISSING) for one in fields(cls)]
 
     def read(value: object, where: str) -> object:
         if not isinstance(value, dict):
@@ -364,14 +386,15 @@ def _reader(cls: type) -> _Read:
     return read
 
 
-def _read(hint: Any) -> _Read:
+@cache
+def _reader_of(hint: Any) -> _Read:
     """Return what reads a value of this annotation."""
     if get_origin(hint) in {Union, types.UnionType}:
-        inner = _read(next(one for one in get_args(hint) if one is not types.NoneType))
+        inner = _reader_of(next(one for one in get_args(hint) if one is not types.NoneType))
         return lambda value, where: None if value is None else inner(value, where)
     if get_origin(hint) is Annotated:
         kind, bound = get_args(hint)
-        return _list(_read(get_args(kind)[0]), bound.count) if isinstance(bound, Most) else _bounded(bound)
+        return _list(_reader_of(get_args(kind)[0]), bound.count) if isinstance(bound, Most) else _bounded(bound)
     if hint is bool:
         return _flag
     assert is_dataclass(hint), hint

@@ -74,8 +74,12 @@ class Listener:
                 ended.wait(_AFTER_FAILURE_S)
 
 
-def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], interval_s: float, dcgm: bool) -> None:
-    """Run until `stop`. Raises OSError when the port is taken."""
+def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], interval_s: float, dcgm: bool) -> int:
+    """Run until `stop`, or until the driver was changed below us: then only a new process can use it.
+
+    Returns:
+        the exit status. Raises OSError when the port is taken.
+    """
     exporter = Exporter(*address, monotonic=time.monotonic, dcgm=dcgm)
     listener = Listener()
     ready = {
@@ -100,10 +104,13 @@ def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], inte
             listener.follow(agent)
             exporter.publish(report)
             said = _tell(report, said)
+            if report.problem and Why.MISMATCH.text in report.problem:
+                return 1
             _pause(stop, listener.wake, interval_s)
     finally:
         listener.close()
         exporter.close()
+    return 0
 
 
 def _pause(stop: threading.Event, wake: threading.Event, seconds: float) -> None:

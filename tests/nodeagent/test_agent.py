@@ -329,6 +329,14 @@ def test_as_a_process(scene: Callable[..., Scene], library: Path) -> None:
             process.kill()
 
 
+def test_a_driver_that_is_upgraded_ends_the_process(scene: Callable[..., Scene], library: Path) -> None:
+    one = scene("H100-80", 1)
+    one.box.fault("nvmlInitWithFlags", code=18)
+    done = Command(one, library)("--metrics", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert "changed under this process" in done.stderr
+
+
 def scrape(url: str, needle: str) -> bytes:
     """Scrape until a line is there; the server answers 503 before the first look."""
     for _ in range(2000):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pynvml
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nodeagent.collect import Collector, Round, links, whole_of_parts
 from nodeagent.nvml import Events, Nvml, Why, ask
 from nodeagent.report import Activity, Profile, Slice, decode, encode
-from tests.fakenvml.box import GIB, MODELS, Box, geometry
+from tests.fakenvml.box import GIB, HERE, MODELS, Box, geometry
 from tests.nodeagent.parts import divide
 
 Machine = Callable[..., Box]
+VALUES = re.findall(r"X\((\w+)\)", (HERE / "box.h").read_text().partition("VALUES(X)")[2].partition("enum")[0])
+NUMBERS = st.integers(-30, 2**63 - 1) | st.sampled_from([0, 1, 2**31, 2**32 - 1])
 
 
 class Eyes:
@@ -265,6 +271,49 @@ def test_without_permission_slices_have_no_place(machine: Machine) -> None:
     ]
     assert {(one.size, one.starts) for one in found.profiles} == {(0, ())}
     assert any("no permission" in one for one in found.missing)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(st.sampled_from(VALUES), st.integers(-30, 2**63 - 1) | st.sampled_from([0, 1, 2**31, 2**32 - 1]))
+)
+def test_whatever_the_driver_says_there_is_a_report(machine: Machine, values: dict[str, int]) -> None:
+    box = machine("H100-80", 1)
+    box.set(0, **values)
+    eyes = Eyes(box)
+    eyes.look()
+    eyes.look()
+
+
+def test_slices_say_who_runs_on_them_where_the_gpu_does_not(machine: Machine) -> None:
+    box = machine("H100-80", 1)
+    box.mig(0)
+    part = divide(0, "3g.40gb", 4)
+    box.run(0, 42, GIB, gi=part.gi, ci=0)
+    box.fault("nvmlDeviceGetComputeRunningProcesses_v3", nth=1, times=1, code=4)
+    eyes = Eyes(box)
+    assert [(one.slice, one.pid) for one in eyes.look().running] == [(part.uuid, 42)]
+
+
+def test_what_is_never_supported_is_not_remembered_for_ever(machine: Machine) -> None:
+    box = machine("H100-80", 1)
+    box.fault("nvmlDeviceGetProcessUtilization", code=3)
+    eyes = Eyes(box)
+    eyes.look()
+    before = len(eyes.collector.gpus[0]._unsupported)
+    calls = box.calls
+    for _ in range(5):
+        eyes.look()
+    assert len(eyes.collector.gpus[0]._unsupported) == before
+    assert box.calls > calls
+
+
+def test_a_slow_call_is_waited_for(machine: Machine) -> None:
+    box = machine("H100-80", 1)
+    box.fault("nvmlDeviceGetPowerUsage", times=1, sleep_ms=60)
+    began = time.monotonic()
+    assert Eyes(box).look().report.devices[0].sensors.power_mw
+    assert time.monotonic() - began >= 0.06
 
 
 def test_without_a_driver_the_report_says_so(machine: Machine) -> None:
