@@ -83,7 +83,7 @@ REASONS: dict[str, Reason] = {
         Reason(
             "ExceedsClusterSize",
             "change",
-            "The matching nodes could not hold all pods of the gang at the same time, even empty: ask for less per pod.",
+            "Matching nodes could not hold all pods of the gang at the same time, even empty: ask for less per pod.",
             "조건에 맞는 노드가 모두 비어 있어도 갱의 파드를 동시에 담을 수 없습니다. 파드당 요청량을 줄이십시오.",
         ),
         Reason(
