@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import orjson
 import pytest
@@ -74,8 +74,7 @@ class Port:
         }
         self.runner = ListenerRunner(routes, BODY_MAX, shutdown_timeout=0.2)
         await self.runner.setup()
-        assert isinstance(self.runner.server, Listener)
-        self.listener = self.runner.server
+        self.listener = cast("Listener", self.runner.server)
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         self.number = self.runner.addresses[0][1]
         try:
