@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,7 @@ class _Bench:
     writes: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
-    cpu_ms: list[float] = field(default_factory=list)
+    cpu_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     checked: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -258,11 +258,11 @@ class _Bench:
             if held:
                 await self._ungate(pods)
             await self._bind(warm, watch)
-            spent_s = _cpu_s(self.product.pid) if arm.tessera else 0.0
+            spent_s = self._spent_s() if arm.tessera else {}
             before = {event["auditID"] for event in self._events()}
             self.rates[arm.name].append(await (self._admit(pods, watch) if held else self._bind(pods, watch)))
             if arm.tessera:
-                spent_s = _cpu_s(self.product.pid) - spent_s
+                spent_s = {name: at_s - spent_s[name] for name, at_s in self._spent_s().items()}
                 self._note(len(pods), spent_s, await self._written(pods, before))
             self._check(arm, [watch.there[pod["metadata"]["name"]] for pod in pods])
             self.say(f"{arm.name}: {self.rates[arm.name][-1]:.0f} pods/s")
@@ -324,14 +324,22 @@ class _Bench:
         patches = [self.api.patch(pod_path(pod), body, content_type=STRATEGIC) for pod in pods]
         await gather_bounded(patches, in_flight=IN_FLIGHT)
 
-    def _note(self, pods: int, spent_s: float, written: Sequence[str]) -> None:
-        """Note what Tessera spent and wrote for so many pods; what the API server refused wrote nothing."""
-        self.cpu_ms.append(1000 * spent_s / pods)
+    def _spent_s(self) -> dict[str, float]:
+        """Return the processor time that each program has used so far."""
+        cluster = self.cluster
+        running = (cluster.etcd, cluster.api_server, cluster.kube_scheduler)
+        pids = {child.name: child.pid for child in running if child} | {"driver": os.getpid()}
+        return {name: _cpu_s(pid) for name, pid in {TESSERA: self.product.pid, **pids}.items()}
+
+    def _note(self, pods: int, spent_s: Mapping[str, float], written: Sequence[str]) -> None:
+        """Note what was spent and written for so many pods; what the API server refused wrote nothing."""
+        for name, at_s in spent_s.items():
+            self.cpu_ms[name].append(1000 * at_s / pods)
         done = [what for what in written if not what.startswith(REFUSED)]
         self.writes.append(len(done) / pods)
         self.refused.append((len(written) - len(done)) / pods)
         self.kinds.update(written)
-        self.say(f"Tessera spent {self.cpu_ms[-1]:.2f} ms of CPU a pod and wrote {dict(Counter(written))}")
+        self.say(f"Tessera spent {self.cpu_ms[TESSERA][-1]:.2f} ms of CPU a pod and wrote {dict(Counter(written))}")
 
     def _events(self) -> list[Json]:
         """Return what kube-apiserver has noted of Tessera's writes so far."""
@@ -378,6 +386,7 @@ class _Bench:
         """Return the bench's keys."""
         medians = {arm.name: statistics.median(self.rates[arm.name]) for arm in ARMS[self.settings.way]}
         medians.setdefault("tessera", medians[TESSERA_100.name])
+        cpu_ms = {name: round(statistics.median(spent), 2) for name, spent in self.cpu_ms.items()}
         held, refused = self.settings.held, statistics.mean(self.refused)
         writes = round(statistics.mean(self.writes), 1 if held else 3)  # a queue's status is written now and then
         return {
@@ -388,7 +397,8 @@ class _Bench:
             "api_writes_per_pod": writes,
             "refused_writes_per_pod": round(refused, 3),
             "writes": dict(sorted(self.kinds.items())),
-            "tessera_cpu_ms_per_pod": round(statistics.median(self.cpu_ms), 2),
+            "tessera_cpu_ms_per_pod": cpu_ms[TESSERA],
+            "cpu_ms_per_pod": cpu_ms,
             "rounds": {name: [round(rate, 1) for rate in rates] for name, rates in self.rates.items()},
             "checked": self.checked,
             "wrong": self.wrong[:20],
@@ -416,5 +426,7 @@ def show(report: Json) -> None:
         over = [f"{report[name] / report[plain]:.2f}" for plain in ("plain", "plain_100")]
         table.add_row(name, f"{report[name]:.0f}", *over, f"{report['limit']:.0f}")
     console.print(table)
+    spent = ", ".join(f"{name} {one}" for name, one in report["cpu_ms_per_pod"].items())
+    console.print(f"processor time a pod in Tessera's arms, milliseconds: {spent}", highlight=False)
     for note in [*report["notes"], f"writes: {report['api_writes_per_pod']} a pod, in all {report['writes']}"]:
         console.print(note, highlight=False)

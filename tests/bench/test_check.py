@@ -55,15 +55,29 @@ def test_a_bench_that_says_nothing_misses_everything() -> None:
 
 def test_the_shipped_budgets_are_complete() -> None:
     budgets = {budget.name: budget for budget in read_budgets(BUDGETS.read_text())}
-    assert {"latency", "coldstart", "throughput", "hostile-extender"} <= budgets.keys()
+    assert {"latency", "coldstart", "throughput", "throughput-queue", "wake", "crash", "hostile-extender"} <= (
+        budgets.keys()
+    )
     assert all(budget.command.endswith("--json") for budget in budgets.values())
-    bounds = {figure.key: figure.bound for budget in budgets.values() for figure in budget.figures}
-    for key, most in (("ratio_k1", 6.5), ("ratio_k16", 6.0), ("exponent", 0.6), ("rss_mib_10k", 250), ("ready_s", 5)):
-        assert isinstance(bounds[key], int | float), key
-        assert bounds[key] <= most, key
-    for key, least in (("ratio", 0.75), ("ratio_100", 0.8)):
-        assert isinstance(bounds[key], int | float), key
-        assert bounds[key] >= least, key
+    bounds = {(budget.name, figure.key): figure.bound for budget in budgets.values() for figure in budget.figures}
+    most = {
+        ("latency", "ratio_k1"): 6.5,
+        ("latency", "ratio_k16"): 6.0,
+        ("latency", "rss_mib_10k"): 250,
+        ("latency-growth", "exponent"): 0.6,
+        ("coldstart", "ready_s"): 5,
+        ("wake", "freed_to_bound_ms_p99"): 1000,
+    }
+    least = {
+        ("throughput", "ratio"): 0.75,
+        ("throughput", "ratio_100"): 0.8,
+        ("throughput-queue", "ratio"): 0.6,
+        ("throughput-queue", "ratio_100"): 3.0,
+    }
+    numbers = {place: bounds[place] for place in [*most, *least]}
+    assert all(isinstance(bound, int | float) for bound in numbers.values())
+    assert {place: bound for place, bound in numbers.items() if place in most and bound > most[place]} == {}  # type: ignore[operator]
+    assert {place: bound for place, bound in numbers.items() if place in least and bound < least[place]} == {}  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

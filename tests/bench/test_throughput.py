@@ -10,6 +10,7 @@ import pytest
 from bench.devices import GPU
 from bench.oracle import demand
 from bench.queue_oracle import queue_of
+from bench.realcluster import TESSERA
 from bench.throughput import (
     ARMS,
     SIZES,
@@ -59,7 +60,17 @@ def told(way: str, writes: list[float], wrong: list[str] | None = None, refused:
     rates |= {"tessera_100": [75.0, 60.0, 90.0], "plain_100": [20.0, 25.0, 30.0]}
     of = {arm.name: rates[arm.name] for arm in ARMS[way]}
     nobody = cast("Any", None)
-    bench = _Bench(Settings(10, 6, 3, way), nobody, nobody, nobody, {}, print, rates=of, writes=writes, cpu_ms=[2.0])
+    bench = _Bench(
+        Settings(10, 6, 3, way),
+        nobody,
+        nobody,
+        nobody,
+        {},
+        print,
+        rates=of,
+        writes=writes,
+        cpu_ms={TESSERA: [2.0, 3.0, 7.0]},
+    )
     bench.refused = [refused]
     bench.limits = [200.0, 300.0, 100.0]
     bench.kinds, bench.wrong = Counter({"patch pods": 6}), wrong or []
@@ -76,7 +87,7 @@ def test_the_queue_way_is_measured_once_and_compared_with_both() -> None:
     report = told("queue", [3.02, 3.0])
     assert [arm.name for arm in ARMS["queue"]] == ["tessera_100", "plain", "plain_100"]
     assert (report["tessera"], report["tessera_100"]) == (75.0, 75.0)
-    assert report["limit"] == 200.0
+    assert (report["limit"], report["tessera_cpu_ms_per_pod"]) == (200.0, 3.0)
     assert (report["ratio"], report["ratio_100"], report["api_writes_per_pod"]) == (0.75, 3.0, 3.0)
     assert report["ok"]
     assert not told("queue", [3.2])["ok"]
