@@ -102,6 +102,14 @@ def test_gpm_of_a_device_comes_with_the_second_look(machine: Machine) -> None:
     )  # fmt: skip
 
 
+def test_gpm_is_not_asked_before_there_are_two_samples(machine: Machine) -> None:
+    box = machine("H100-80", 1)
+    box.gpm(0, 2, 50.0)
+    box.fault("nvmlGpmMetricsGet", times=1, code=999)
+    eyes = Eyes(box)
+    assert [eyes.look().report.devices[0].activity.sm_ratio for _ in range(3)] == [None, None, 0.5]
+
+
 def test_a_divided_device(machine: Machine) -> None:
     box = machine("H100-80", 2)
     box.mig(0)

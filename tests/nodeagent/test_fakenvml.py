@@ -206,6 +206,23 @@ def test_an_event_reaches_the_thread_that_waits(machine: Machine) -> None:
     assert code(pynvml.nvmlEventSetWait, events, 0) == pynvml.NVML_ERROR_TIMEOUT
 
 
+def test_topology_of_a_mixed_box(machine: Machine) -> None:
+    box = machine("H100-80", 2).add("A30-24", 2)
+    box.set(3, retired_sbe=2, retired_dbe=0, remap_corrected=-3)
+    one = [gpu(index) for index in range(4)]
+    assert pynvml.nvmlDeviceGetTopologyCommonAncestor(one[0], one[1]) == pynvml.NVML_TOPOLOGY_SYSTEM  # one on each node
+    linked = [pynvml.nvmlDeviceGetP2PStatus(one[a], one[b], 2) == 0 for a, b in ((0, 1), (2, 3), (1, 2), (0, 0))]
+    assert linked == [True, True, True, False]
+    box.mig(1)
+    assert pynvml.nvmlDeviceGetP2PStatus(one[0], one[1], 2) != 0
+    assert pynvml.nvmlDeviceGetNvLinkRemotePciInfo(one[2], 0).busId == pynvml.nvmlDeviceGetPciInfo(one[3]).busId
+    fabric = pynvml.c_nvmlGpuFabricInfo_v2_t()
+    pynvml.nvmlDeviceGetGpuFabricInfoV(one[0], ctypes.byref(fabric))
+    assert fabric.state == pynvml.NVML_GPU_FABRIC_STATE_COMPLETED
+    assert pynvml.nvmlDeviceGetRetiredPages(one[3], 0) == [0x1000, 0x2000]
+    assert code(pynvml.nvmlDeviceGetRemappedRows, one[3]) == pynvml.NVML_ERROR_NOT_SUPPORTED
+
+
 def test_the_nth_call_fails_and_the_machine_can_refuse(machine: Machine) -> None:
     box = machine("H100-80", 2)
     box.fault("nvmlDeviceGetPowerUsage", gpu=1, nth=2, times=1, code=999)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import types
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nodeagent.report import (
@@ -25,11 +27,16 @@ from nodeagent.report import (
     Health,
     Link,
     Lost,
+    Most,
+    OneOf,
     Profile,
+    Real,
     Report,
     Sensors,
     Slice,
+    Text,
     Use,
+    Whole,
     decode,
     encode,
     plain,
@@ -89,6 +96,45 @@ def largest() -> Report:
 def test_what_is_made_can_be_read() -> None:
     made = report(lost=(Lost(5, None, "GPU is lost"),), uses=(Use("GPU-0", None, "pod", 5, 0.5, "ml", "train"),))
     assert decode(encode(made)) == made
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values that an annotation of the format allows, its ends included."""
+    if get_origin(hint) in {Union, types.UnionType}:
+        return st.none() | values(next(one for one in get_args(hint) if one is not types.NoneType))
+    if get_origin(hint) is not Annotated:
+        return st.booleans() if hint is bool else st.builds(hint, **parts(hint))
+    kind, bound = get_args(hint)
+    if isinstance(bound, Most):
+        return st.lists(values(get_args(kind)[0]), max_size=min(bound.count, 2)).map(tuple)
+    return within_bound(bound)
+
+
+def within_bound(bound: object) -> st.SearchStrategy[Any]:
+    match bound:
+        case Text(most, least):
+            return st.text(st.characters(categories=("L", "N", "P")), min_size=least, max_size=min(most, 8))
+        case Whole(low, high):
+            return st.integers(low, high) | st.sampled_from([low, high])
+        case Real(low, high):
+            return st.floats(low, high)
+    assert isinstance(bound, OneOf)
+    return st.sampled_from(bound.words)
+
+
+def parts(cls: type) -> dict[str, st.SearchStrategy[Any]]:
+    return {name: values(hint) for name, hint in get_type_hints(cls, include_extras=True).items()}
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(values(Report))
+def test_all_that_the_bounds_allow_comes_through_unless_it_contradicts_itself(made: Report) -> None:
+    try:
+        body = encode(made)
+    except BadReport as refused:
+        assert re.search("are called|overlaps|mig_mode|one of the report's devices", str(refused))  # noqa: PT017
+    else:
+        assert decode(body) == made
 
 
 def test_the_body_is_plain_json_that_names_its_version() -> None:
