@@ -36,7 +36,10 @@ class Idea(TypedDict):
 
 
 class Fits(Protocol):
-    """Where a changed request would be admitted now: ``[N]``; `everywhere` leaves out what its selection says."""
+    """Where a changed request would be admitted now: ``[N]``; `everywhere` leaves out what its selection says.
+
+    For a gang: where its pods would be, each changed alike; nowhere where they would not all be admitted.
+    """
 
     def __call__(self, request: Request, /, *, everywhere: bool = False) -> BoolArray:
         """Judge it."""

@@ -50,21 +50,21 @@ def shortage(charging: Charging, request: Request, owed: Amounts, there: BoolArr
     if least is None or len(queues) != 1:
         return None
     queue = queues.pop()
-    beyond = {key: amount + _beyond(quota, usage, request.queue, key) for key, amount in least.items()}
-    for more in (least, beyond):
-        found = charging.affordable(request, owed, _raised(quota, usage, queue, more))
+    more_still = {key: amount + beyond(quota, usage, request.queue, key) for key, amount in least.items()}
+    for more in (least, more_still):
+        found = charging.affordable(request, owed, raised(quota, usage, queue, more))
         nodes = int((there & found).sum())
         if nodes:
             return Shortage(queue, more, nodes)
     return None
 
 
-def _beyond(quota: Quota, usage: Usage, queue: str, key: str) -> int:
+def beyond(quota: Quota, usage: Usage, queue: str, key: str) -> int:
     """Return what is used beyond the totals on the path, as after a limit was lowered."""
     return sum(max(usage.counted.get(pair, 0) - total, 0) for pair, total, _, _ in quota.levels(queue, key))
 
 
-def _raised(quota: Quota, usage: Usage, name: str, more: Mapping[str, int]) -> tuple[Quota, Usage]:
+def raised(quota: Quota, usage: Usage, name: str, more: Mapping[str, int]) -> tuple[Quota, Usage]:
     """Return the tree with more for one queue, and the same things taken of it."""
     queue = quota.queues[name]
     nominal = {**queue.nominal, **{key: queue.nominal.get(key, 0) + amount for key, amount in more.items()}}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from policies.columns import BoolArray
+from policies.ordering import RequestRank
 from scheduler import AUTOSCALE, GATE
 from scheduler.decision import explain
 from scheduler.decision.changes import CHANGE_MAX, ideas
@@ -15,8 +19,9 @@ from scheduler.decision.explain import Cause, Why
 from scheduler.decision.pipeline import judge
 from scheduler.decision.reasons import REASONS
 from scheduler.desk import Desk
+from scheduler.inventory.asks import shape
 from scheduler.ledger.ledger import NOBODY_THERE
-from scheduler.ledger.lifecycle import TERMINAL
+from scheduler.ledger.lifecycle import HOLDING, TERMINAL
 from scheduler.ledger.queues import WAITING
 from scheduler.ledger.quota import exceeding as beyond
 from scheduler.ledger.quota import lacking
@@ -25,7 +30,8 @@ from scheduler.ledger.standing import plain
 from scheduler.model.pod import Pod, Request
 from scheduler.model.reservation import Row, State
 from scheduler.queueing.order import rank_of
-from scheduler.queueing.shortage import shortage
+from scheduler.queueing.rehearsal import Rehearsal
+from scheduler.queueing.shortage import Shortage, shortage
 from scheduler.queueing.turn import Barrier, barrier_for
 from scheduler.waiting import CAPACITY, PENDING
 
@@ -221,11 +227,12 @@ def _alone(word: str = "") -> Why:
 def _changes(desk: Desk, row: Row, pod: Pod) -> list[dict[str, Any]]:
     """Return what would admit a request now; nothing where what keeps it waiting is none of its asks or quota."""
     request, order, columns = pod.request, desk.order, desk.registry.columns
+    gang = _together(desk, pod)
+    first = gang[0] if gang else pod
     barriers = order.barriers.get(request.queue)
-    barrier = barrier_for(barriers, rank_of(request, row)) if barriers else None
-    apart = request.gang and request.gang_size > 1  # what one member could change helps no gang
+    barrier = barrier_for(barriers, rank_of(first.request, desk.book.rows.get(first.uid))) if barriers else None
     if (
-        apart
+        (gang is not None and pod not in gang)
         or request.claims
         or set(pod.gates) - {GATE}
         or row.not_before_us > desk.clock.wall_us()
@@ -235,6 +242,8 @@ def _changes(desk: Desk, row: Row, pod: Pod) -> list[dict[str, Any]]:
     ):
         return []
     order.charging.settle(desk.book.rows)
+    if gang:
+        return _gang_changes(desk, pod, gang, barrier)
     passing = _passing(desk, pod)
 
     def fits(changed: Request, *, everywhere: bool = False) -> BoolArray:
@@ -245,11 +254,62 @@ def _changes(desk: Desk, row: Row, pod: Pod) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [dict(one) for one in ideas(request, desk.registry, desk.asks.nearest(request), fits)]
     there = passing(request) if barrier is None else passing(request) & barrier.open
     short = None if fits(request).any() else shortage(order.charging, request, _owed(barrier), there)
-    if short is not None:
-        amounts = ", ".join(f"{key} {amount}" for key, amount in plain(short.more).items())
-        text = f"raise the quota of queue {short.queue} by {amounts}"
-        found.append({"change": text[:CHANGE_MAX], "nodes": short.nodes})
-    return found
+    return [*found, *_raise(short)]
+
+
+def _raise(short: Shortage | None) -> list[dict[str, Any]]:
+    if short is None:
+        return []
+    amounts = ", ".join(f"{key} {amount}" for key, amount in plain(short.more).items())
+    return [{"change": f"raise the quota of queue {short.queue} by {amounts}"[:CHANGE_MAX], "nodes": short.nodes}]
+
+
+def _together(desk: Desk, pod: Pod) -> list[Pod] | None:
+    """Return the members of a pod's gang that a turn decides at once; empty = too few may be decided, None = it is one.
+
+    Where a member holds something already, each of the others stands alone.
+    """
+    mine, now_us = pod.request, desk.clock.wall_us()
+    if not mine.gang or mine.gang_size <= 1:
+        return None
+    ready: list[tuple[RequestRank, Pod]] = []
+    for row in desk.book.rows.values():
+        if (row.gang, row.namespace, row.queue) != (mine.gang, mine.namespace, mine.queue) or row.state in TERMINAL:
+            continue
+        if row.state in HOLDING:
+            return None
+        other = desk.registry.pods.get(row.id)
+        held_up = other is None or set(other.gates) - {GATE} or row.not_before_us > now_us
+        if other is not None and not held_up and desk.intents.get(row.id) is None:
+            ready.append((rank_of(other.request, row), other))
+    size = max((other.request.gang_size for _, other in ready), default=mine.gang_size)
+    members = [other for _, other in sorted(ready, key=itemgetter(0))[:size]]
+    return members if len(members) == size else []
+
+
+def _gang_changes(desk: Desk, pod: Pod, gang: list[Pod], barrier: Barrier | None) -> list[dict[str, Any]]:
+    """Return what would admit a whole gang now, if each of its pods that ask as this one does were changed so."""
+    request, charging, alike = pod.request, desk.order.charging, shape(pod.request)
+    rehearsal = Rehearsal(gang, desk.asks, desk.policies, desk.mix(), charging, barrier, lambda uid: _left(desk, uid))
+
+    def fits(changed: Request, *, everywhere: bool = False) -> BoolArray:
+        if everywhere:
+            return np.zeros(desk.registry.snapshot().nodes, np.bool_)
+        return rehearsal.nodes(
+            lambda one: replace(one, devices=changed.devices, amounts=changed.amounts) if shape(one) == alike else one
+        )
+
+    same = "" if all(shape(one.request) == alike for one in gang) else " that asks the same"
+    found: list[dict[str, Any]] = [
+        {"change": f"{one['change']} in each pod of the gang{same}"[:CHANGE_MAX], "nodes": one["nodes"]}
+        for one in ideas(request, desk.registry, desk.asks.nearest(request), fits)
+    ]
+    if fits(request).any():
+        return found
+    least: Counter[str] = Counter()
+    for one in gang:
+        least.update(charging.bounds(one.request, lambda one=one: desk.could(one))[0])  # type: ignore[misc]
+    return [*found, *_raise(rehearsal.shortage(least))]
 
 
 def _owed(barrier: Barrier | None) -> dict[str, int]:
@@ -258,12 +318,8 @@ def _owed(barrier: Barrier | None) -> dict[str, int]:
 
 def _passing(desk: Desk, pod: Pod) -> Callable[..., BoolArray]:
     """Return what judges a changed request on the whole cluster, less the nodes that are left out for this pod."""
-    snapshot, mix, now_s = desk.registry.snapshot(), desk.mix(), desk.clock.monotonic()
-    open_ = desk.lessons.of(pod.uid, snapshot.nodes, now_s)
-    if open_ is None:
-        open_ = np.ones(snapshot.nodes, np.bool_)
-    rows = desk.registry.columns.rows
-    open_[[rows[name] for name in desk.intents.excluded(pod.uid, now_s) if name in rows]] = False
+    snapshot, mix = desk.registry.snapshot(), desk.mix()
+    open_ = _left(desk, pod.uid)
 
     def passing(request: Request, *, everywhere: bool = False) -> BoolArray:
         ask = desk.asks.ask(request, everywhere=everywhere)
@@ -271,3 +327,13 @@ def _passing(desk: Desk, pod: Pod) -> Callable[..., BoolArray]:
         return found
 
     return passing
+
+
+def _left(desk: Desk, uid: str) -> BoolArray:
+    """Return ``[N]`` the nodes that are not left out for this pod, by what was learnt of it."""
+    now_s, nodes, rows = desk.clock.monotonic(), desk.registry.snapshot().nodes, desk.registry.columns.rows
+    open_ = desk.lessons.of(uid, nodes, now_s)
+    if open_ is None:
+        open_ = np.ones(nodes, np.bool_)
+    open_[[rows[name] for name in desk.intents.excluded(uid, now_s) if name in rows]] = False
+    return open_

@@ -134,3 +134,31 @@ async def test_describe_tells_why_a_held_pod_waits() -> None:
         await place.until(lambda: "waits" in place.bound(), 5)
         await place.wait(30)
         assert len(place.world.cluster.snapshot("events")) == 2
+
+
+async def test_a_gang_is_told_what_would_admit_all_of_it() -> None:
+    async with town("a", "b") as place:
+        for name in ("x", "y"):
+            await place.pod(name, gpus=4, nodeSelector={"kubernetes.io/hostname": {"x": "a", "y": "b"}[name]})
+        await place.until(lambda: len(place.bound()) == 2, 5)
+        gang = [await held(place, f"ring-{number}", gpus=6, gang=("ring", 3)) for number in range(3)]
+        await place.wait(3)
+        for pod in gang:
+            assert why(place, pod)["changes"] == [
+                {"change": "ask for 2 instead of 6 GPUs in each pod of the gang", "nodes": 2}
+            ]
+        for number in range(3):
+            await place.delete(f"ring-{number}")
+            await held(place, f"less-{number}", gpus=2, gang=("less", 3))
+        await place.until(lambda: {f"less-{number}" for number in range(3)} <= place.bound().keys(), 10)
+        limit(place, Queue("small", nominal={"gpu": 1}, namespaces=ALL))
+        poor = [await held(place, f"poor-{number}", gpus=1, queue="small", gang=("poor", 2)) for number in range(2)]
+        await place.wait(3)
+        found = why(place, poor[1])
+        assert codes(found)[0] == "ExceedsQuotaLimit"
+        assert found["changes"] == [
+            {"change": "raise the quota of queue small by gpu 1", "nodes": found["changes"][0]["nodes"]}
+        ]
+        incomplete = await held(place, "lonely", gpus=1, gang=("alone", 2))
+        await place.wait(3)
+        assert why(place, incomplete)["changes"] == []
