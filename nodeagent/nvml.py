@@ -1,7 +1,7 @@
 """NVML as values: each call returns what it found or an Absent that says why not. The only importer of pynvml.
 
 Invariant: no NVMLError leaves this module, and what one GPU answers changes nothing for another. What a GPU does not
-support is asked once, until `find` meets it anew or its MIG mode changes; one that is lost, until `find` meets it.
+support is asked once, and one that is lost nothing more, until `find` meets it anew.
 
 One thread makes all calls but `Events.wait`, which may wait in a thread of its own.
 """
@@ -179,7 +179,6 @@ class Gpu:
         self.lost: Absent | None = None
         self.denied: dict[str, Absent] = {}
         self._unsupported: dict[tuple[object, ...], Absent] = {}
-        self._mode: tuple[int, int] | None = None
 
     def ask(self, name: str, *arguments: object, handle: Any = None) -> Any:
         """Call a function about this GPU, or about an instance of it, by its handle; remember what it lacks."""
@@ -199,15 +198,9 @@ class Gpu:
         return value
 
     def mig_mode(self) -> tuple[int, int] | Absent:
-        """Return (current, pending), 1 = on. A change makes the GPU be asked everything anew."""
+        """Return (current, pending), 1 = on. It decides what else is supported: after a change `find` the GPU anew."""
         found = self.ask("DeviceGetMigMode")
-        if isinstance(found, Absent):
-            return found
-        mode = (found[0], found[1])
-        if mode != self._mode:
-            self._unsupported.clear()
-            self._mode = mode
-        return mode
+        return found if isinstance(found, Absent) else (found[0], found[1])
 
     def gauge(self, name: str) -> int | Absent:
         """Return one number of GAUGES."""
