@@ -67,6 +67,7 @@ class Metrics:
         )
         self._events = {outcome: events.labels(outcome) for outcome in NOTICED}
         self._reasons: dict[str, Counter] = {}
+        self._answers: dict[tuple[str, str], Counter] = {}
         self._timers = {verb: self._seconds.labels(verb) for verb in VERBS}
         self.version = version
         self._gauges: _Gauges | None = None
@@ -82,7 +83,10 @@ class Metrics:
 
     def answered(self, verb: str, code: str) -> None:
         """Count one answer: ok, refused, error or malformed."""
-        self._requests.labels(verb, code).inc()
+        known = self._answers.get((verb, code))
+        if known is None:
+            known = self._answers[verb, code] = self._requests.labels(verb, code)
+        known.inc()
 
     def rejected(self, reason: str) -> None:
         """Count one refusal; the reason is a word of the closed vocabulary."""

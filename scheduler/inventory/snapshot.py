@@ -123,7 +123,7 @@ class Columns:
             order = sorted(range(len(self.names)), key=lambda row: self.names[row])
             self._arrays["rank"][np.asarray(order, np.intp)] = np.arange(len(order), dtype=np.int32)
             # Fresh copies lie side by side: looking up hundreds of names waits for memory, not for the processor.
-            self.rows = {name.encode().decode(): row for name, row in self.rows.items()}
+            self.rows = {name.encode().decode(): row + 0 for name, row in self.rows.items()}
             self._ranked = True
         if self._view is None:
             used = len(self.names)
