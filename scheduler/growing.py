@@ -18,11 +18,11 @@ from scheduler.desk import Desk
 from scheduler.intake.node import read_node
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import State
-from scheduler.queueing.growth import LOOKED_AT, Growth, Template
+from scheduler.queueing.growth import LOOKED_AT, NEVER, Growth, Template
 from scheduler.queueing.turn import Unit
 from scheduler.releasing import Releaser
 
-FOR_ROOM = frozenset({"WaitingForCapacity", "WaitingBehindPriority", "PendingEvaluation"})
+FOR_ROOM = frozenset({"WaitingForCapacity", "WaitingBehindPriority", "PendingEvaluation", NEVER})
 """Words that say no more of who waits for a new node than that."""
 
 
@@ -43,6 +43,7 @@ class Grower:
     waits: Callable[[Unit], bool] = bool
     found: dict[str, int] = field(default_factory=dict)
     _fitting: dict[Hashable, bool] = field(default_factory=dict)  # kind of a unit -> whether nodes take it now
+    _able: dict[Hashable, bool] = field(default_factory=dict)  # the same, were they empty
 
     @classmethod
     def of(cls, desk: Desk, releaser: Releaser, clock: Clock, settings: Settings) -> Grower:
@@ -72,6 +73,7 @@ class Grower:
         """Ask no more for those who wait no longer, or have waited too long."""
         self.found.clear()
         self._fitting.clear()
+        self._able.clear()
         if self.growth.templates:
             self.growth.expire(self.clock.wall_us())
             self._strike_out()
@@ -124,7 +126,10 @@ class Grower:
 
     def able(self, unit: Unit) -> bool:
         """Say whether the nodes that are there could take it, were they empty."""
-        return all(self.desk.could(pod).any() for pod in self.members(unit))
+        known = self._able.get(unit.kind)
+        if known is None:
+            known = self._able[unit.kind] = all(self.desk.could(pod).any() for pod in self.members(unit))
+        return known
 
     def fits(self, unit: Unit) -> bool:
         """Say whether each member finds a node now, whoever is before it."""

@@ -35,6 +35,8 @@ from .turn import Amounts, Unit
 AFTER_S = 30.0
 LOOKED_AT = 512
 """Units of one queue that a look is meant for, first ones first."""
+NEVER = "ExceedsClusterSize"
+"""Of gangs that the nodes could not hold at the same time, were they empty."""
 SHAPES_MAX = 4096
 LATER = ("nvidia.com/", "tessera.dev/")
 """Labels with these prefixes may come after the node: GPU Feature Discovery and people write them."""
@@ -292,7 +294,7 @@ class Growth:
                 self.asked |= dict.fromkeys(unit.members, now[1])
                 walk.room -= len(unit.members)
                 yield unit.members
-            elif ground.able(unit):
+            elif word != NEVER and ground.able(unit):
                 charge(quota, walk.usage, unit.queue, needs)
                 yield ()
         self._since = {first: since_s for first, since_s in walk.since.items() if first not in self.asked}
@@ -317,7 +319,7 @@ class Growth:
             and not lacking(walk.quota, walk.usage, unit.queue, needs)
             and not any(pod.request.claims or pod.asked_us for pod in pods)  # what claims ask is not judged here
             and all(self.takes(pod.request).any() for pod in pods)
-            and (word == "WaitingForCapacity" or not walk.ground.fits(unit))
+            and (word in {"WaitingForCapacity", NEVER} or not walk.ground.fits(unit))
         )
 
     def _ask(self, unit: Unit, pods: Sequence[Pod], walk: _Walk) -> bool:

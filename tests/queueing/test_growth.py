@@ -227,6 +227,8 @@ def test_what_is_asked_for_is_owed_to_whoever_is_before() -> None:
     ground, quota = Ground(), grow([Queue("a", nominal={"gpu": 8}, autoscale=True)])
     line = [(ground.unit("first", 8, "A100"), "WaitingForCapacity"), (ground.unit("second", 8), "")]
     assert asked(make(), line, ground, quota=quota) == []
+    large = [(ground.unit("gang", 4, "A100", size=2), "ExceedsClusterSize"), line[1]]
+    assert asked(make(), large, ground, quota=quota) == ["second.0"], "which can never run, and is owed nothing"
     ground.unable.add("uid-first.0")
     assert asked(make(), line, ground, quota=quota) == ["second.0"]
 
@@ -250,3 +252,11 @@ def test_a_node_is_known_as_one_of_its_group_before_its_devices_are_there(labels
     assert growth.awaited([request], {"new": 0, "other": 2}, 3).tolist() == [mine, False, False]
     small = ground.members(ground.unit("two", 4, "T4"))[0].request
     assert not growth.awaited([small], {"new": 0}, 3).any()
+
+
+def test_nobody_asks_past_a_gang_that_waits_for_the_window_unless_it_never_could() -> None:
+    growth, ground = make(), Ground()
+    line = [(ground.unit(name, 8, size=size), "") for name, size in (("two", 2), ("three", 3), ("one", 1))]
+    assert asked(growth, line, ground, window=3) == ["two.0", "two.1"]
+    assert asked(make(), line, ground, window=2) == ["two.0", "two.1"]
+    assert asked(make(), line[1:], ground, window=2) == ["one.0"]

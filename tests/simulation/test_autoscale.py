@@ -170,8 +170,9 @@ async def test_a_request_beyond_its_quota_is_not_let_go_whoever_asked_before_it(
 async def test_those_behind_get_neither_the_new_node_nor_room_on_it_before_its_devices_are_there() -> None:
     async with growing(cpu="4") as place:
         await held(place, "first", queue="grows", gpus=8, cpu="60")
-        await place.wait(40)
+        await place.wait(33)
         assert out(place) == ["first"]
+        assert place.tessera.desk.order.barriers["grows"], "it stands in the way at once, though no node could take it"
         for name, gpus in (("later", 4), ("cpu-only", 0)):
             pod = direct(name, gpus, "16")
             await place.world.cluster.create("pods", "default", pod)  # it comes as it is, and asks /filter by itself
@@ -224,6 +225,21 @@ async def test_a_gang_is_let_go_as_a_whole_and_only_where_all_of_it_would_fit() 
         await place.check()
 
 
+async def test_a_gang_that_the_cluster_is_too_small_for_gets_the_nodes_that_it_lacks() -> None:
+    async with growing(GROUP.model_copy(update={"maxNodes": 2}), gpus=8) as place:
+        ring = [await held(place, f"ring-{number}", queue="grows", gpus=8, gang=("ring", 3)) for number in range(3)]
+        await place.wait(20)
+        assert {word(place, pod) for pod in ring} == {"ExceedsClusterSize"}
+        await place.wait(15)
+        assert {word(place, pod) for pod in ring} == {"WaitingForAutoscale"}
+        assert out(place) == ["ring-0", "ring-1", "ring-2"]
+        await arrives(place, "b0")
+        await arrives(place, "b1")
+        await place.until(lambda: len(place.bound()) == 3, 10)
+        await place.wait(3)
+        await place.check()
+
+
 @pytest.mark.parametrize("point", ["", "release.ask.before", "release.ungate.before", "release.ungate.after"])
 async def test_a_restart_in_between_loses_neither_the_pod_nor_its_turn(point: str) -> None:
     async with growing() as place:
@@ -263,10 +279,16 @@ async def test_after_a_while_nothing_is_asked_and_the_pod_waits_on_as_one_that_c
         place.kill()
         await place.wait(5)
         await place.start()
-        await place.wait(600)
-        assert word(place, pod) == "WaitingForAutoscale"
         await place.wait(300)
-        assert word(place, pod) == "WaitingForCapacity"
+        second = await held(place, "second", queue="grows", gpus=8)
+        await place.wait(300)
+        assert word(place, pod) == word(place, second) == "WaitingForAutoscale"
+        await place.wait(300)
+        assert (word(place, pod), word(place, second)) == ("WaitingForCapacity", "WaitingForAutoscale")
+        assert len(place.tessera.desk.order.barriers["grows"]) == 1, "of the second"
+        await place.delete("second")
+        await place.wait(5)
+        assert not place.tessera.desk.order.barriers, "none could ever run, and for nobody a node is asked"
         writes = len(place.line.sent)
         await place.wait(600)
         assert len(place.line.sent) == writes, "it is not asked for again"
