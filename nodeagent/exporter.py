@@ -19,7 +19,8 @@ from nodeagent.report import BAD, HEALTHY, POD, PROBATION, Activity, Device, Rep
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MIB = 1 << 20
 _SCRAPERS_MAX = 4
-_PATIENCE_S = 10.0
+_PATIENCE_S = 5.0  # with a scraper that says nothing
+_ROOM_S = 1.0
 
 _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 Sample = tuple[str, float]  # labels with braces, value
@@ -268,7 +269,7 @@ class Exporter:
 
 
 class _Server(ThreadingHTTPServer):
-    """A few scrapers at a time; who comes on top of them waits in the socket's queue and is turned away there."""
+    """A few scrapers at a time; who comes on top of them waits a moment and is turned away."""
 
     daemon_threads = True
     request_queue_size = 16
@@ -278,7 +279,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(timeout=_PATIENCE_S):
+        if not self._room.acquire(timeout=_ROOM_S):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)

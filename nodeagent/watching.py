@@ -1,4 +1,4 @@
-"""The agent as a process: a look every few seconds, at once when the driver tells something, and `/metrics`.
+"""The agent as a process: a look every few seconds, sooner when the driver tells something, and `/metrics`.
 
 Two threads touch the driver, as it wants: one waits for its events, one makes all other calls.
 """
@@ -20,6 +20,7 @@ from nodeagent.report import Report
 
 DEEP_S = 60.0  # what changes seldom is read again after so long, and when an event says that it changed
 _WAIT_MS = 1000
+_SPACING_S = 1.0
 _AFTER_FAILURE_S = 5.0
 _HEARD_MAX = 1024
 _URGENT = LAYOUT_EVENT | GONE_EVENT | RECOVERY_EVENT
@@ -114,8 +115,9 @@ def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], inte
 
 
 def _pause(stop: threading.Event, wake: threading.Event, seconds: float) -> None:
-    """Wait for the next look; an event of the driver brings it forward."""
-    until = time.monotonic() + seconds
+    """Wait for the next look; an event of the driver brings it forward, a storm of them not beyond one each second."""
+    stop.wait(min(_SPACING_S, seconds))
+    until = time.monotonic() + seconds - _SPACING_S
     while not stop.is_set() and (left := until - time.monotonic()) > 0:
         if wake.wait(min(left, 0.5)):
             break
