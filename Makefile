@@ -11,7 +11,7 @@ help:
 	@echo 'make demo   a 64-node cluster fills before your eyes (no cluster, no GPU)'
 	@echo 'make test   every test that needs nothing else on the machine'
 	@echo 'make check  the whole gate, as CI runs it'
-	@echo 'make e2e    the tests against a real kube-apiserver, kube-scheduler and etcd (needs Go and etcd)'
+	@echo 'make e2e    the tests against a real kube-apiserver, kube-scheduler and etcd (needs Go and etcd; GANG_KILLS=20: more kills)'
 	@echo 'make bench  1,000 pods on 200 nodes of a real control plane, Tessera killed ten times'
 	@echo 'make bench-check   the quick benches against bench/budgets.toml (all: ARGS=--all)'
 	@echo 'make soak   30 small clusters in memory with every kind of ask, each audited (SEEDS=1000 for more)'
