@@ -22,13 +22,17 @@ class Kubelet:
         (folder / "pod-resources").mkdir(parents=True)
         (folder / "device-plugins").mkdir()
         self.folder = folder
+        self.serve()
+
+    def serve(self) -> None:
+        """Start, as a kubelet does that was away."""
         handler = grpc.unary_unary_rpc_method_handler(
             self._answer, self._kinds["ListPodResourcesRequest"].FromString, lambda message: message.SerializeToString()
         )
         service = grpc.method_handlers_generic_handler("v1.PodResourcesLister", {"List": handler})
         self._server = grpc.server(ThreadPoolExecutor(1))
         self._server.add_generic_rpc_handlers((service,))
-        self._server.add_insecure_port(f"unix:{folder}/pod-resources/kubelet.sock")
+        self._server.add_insecure_port(f"unix:{self.folder}/pod-resources/kubelet.sock")
         self._server.start()
 
     def _answer(self, _request: Any, _context: grpc.ServicerContext) -> Any:

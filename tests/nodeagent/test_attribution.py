@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.attribution import Grant, Held, Holder, Owner, Running, fit, held, uses
-from nodeagent.kubelet import KubeletError, PodResources, messages
+from nodeagent.kubelet import KubeletError, PodResources
 from nodeagent.owners import Owners, names_of, pod_of
 from nodeagent.report import Activity, Device, Slice, Use
+from tests.nodeagent.host import Kubelet
 
 A, B, C = (Holder("ml", name, "main") for name in ("train-a", "train-b", "train-c"))
 UID = "0b1c2d3e-0000-4000-8000-00000000000{}".format
@@ -233,34 +232,31 @@ def test_owners_are_found_remembered_and_forgotten(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def kubelet(tmp_path: Path) -> Iterator[tuple[Path, list[Any]]]:
-    """A pod-resources server; the list is what it answers."""
-    kinds, pods = messages(), []
-    (tmp_path / "pod-resources").mkdir()
-
-    def answer(_request: Any, _context: grpc.ServicerContext) -> Any:
-        return kinds["ListPodResourcesResponse"](pod_resources=pods)
-
-    handler = grpc.unary_unary_rpc_method_handler(
-        answer, kinds["ListPodResourcesRequest"].FromString, lambda message: message.SerializeToString()
-    )
-    server = grpc.server(ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("v1.PodResourcesLister", {"List": handler}),))
-    server.add_insecure_port(f"unix:{tmp_path}/pod-resources/kubelet.sock")
-    server.start()
-    yield tmp_path, pods
-    server.stop(0).wait(5)
+def kubelet(tmp_path: Path) -> Iterator[Kubelet]:
+    made = Kubelet(tmp_path)
+    yield made
+    made.stop()
 
 
-def test_each_device_id_of_the_kubelet_is_an_entry_of_its_own(kubelet: tuple[Path, list[Any]]) -> None:
-    folder, pods = kubelet
-    entries = [{"resource_name": "nvidia.com/gpu", "device_ids": [one]} for one in ("gpu-0002", "gpu-0001")]
-    pods.append({"name": "train-a", "namespace": "ml", "containers": [{"name": "main", "devices": entries}]})
-    pods.append({"name": "plain", "namespace": "ml", "containers": [{"name": "main"}]})
-    resources = PodResources(folder)
+def test_each_device_id_of_the_kubelet_is_an_entry_of_its_own(kubelet: Kubelet) -> None:
+    kubelet.give("train-a", "gpu-0002", "gpu-0001")
+    kubelet.give("plain")
+    resources = PodResources(kubelet.folder)
     assert resources.list() == [Grant(A, "nvidia.com/gpu", ("gpu-0001", "gpu-0002"))]
-    pods.clear()
+    kubelet.pods.clear()
     assert resources.list() == []
+    resources.close()
+
+
+def test_a_kubelet_that_starts_anew_is_found_again(kubelet: Kubelet) -> None:
+    kubelet.give("train-a", "gpu-0001")
+    resources = PodResources(kubelet.folder)
+    assert len(resources.list()) == 1
+    kubelet.stop()
+    with pytest.raises(KubeletError, match="kubelet"):
+        resources.list()
+    kubelet.serve()
+    assert len(resources.list()) == 1
     resources.close()
 
 
