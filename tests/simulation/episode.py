@@ -32,7 +32,7 @@ from tests.simulation.town import Killed, Town, town
 CALM_S = 660.0  # ten minutes, and what a pod was taught of nodes lives for ten itself
 LOOK_S = 10.0
 VERIFY_EVERY = 20  # injected events between two checks of the whole ledger
-VERBS = ("bind", "patch", "get", "list", "watch")
+VERBS, WRITES = ("bind", "patch", "get", "list", "watch"), ("bind", "patch")
 QUEUES = ("root", "team", "a", "b", "free")
 NAMESPACE = "default"
 LEASE = "tessera-kube-scheduler"
@@ -218,8 +218,8 @@ class Episode:
         self.stalling, self.deadly = rng.choice((0.0, 0.02)), rng.choice((0.0, 0.0, 0.01, 0.03))
         rare = {
             self._weather: 6, self._clear: 6, self._compact: 2, self._cordon: 4, self._node_dies: 1, self._quota: 3,
-            self._delete: 10, self._finish: 8, self._be_killed: 3, self._sleep: 2, self._slow: 2, self._outage: 2,
-            self._break_disk: 2, self._hang_disk: 2, self._forbid: 2, self._patch: 4, self._stop_queue: 1,
+            self._delete: 10, self._finish: 8, self._be_killed: 3, self._sleep: 2, self._slow: 2, self._outage: 3,
+            self._break_disk: 3, self._patch: 4, self._stop_queue: 1,
         }  # fmt: skip
         chosen = {event: weight for event, weight in rare.items() if rng.random() < 0.6}
         total, count = len(self._pods), 0
@@ -314,12 +314,17 @@ class Episode:
         self.place.world.cluster.faults.calm()
 
     async def _outage(self) -> None:
-        """Let the API server be away."""
+        """Let the API server be away, or tell of everything and take no write; some arrive meanwhile."""
         faults_ = self.place.world.cluster.faults
         assert faults_ is not None
-        faults_.rates.update(dict.fromkeys(VERBS, Rates(failed=1.0)))  # type: ignore[arg-type]
+        verbs = self.rng.choice((VERBS, WRITES))
+        bad = self.rng.choice((Rates(failed=1.0), Rates(throttled=1.0), Rates(lost_reply=1.0)))
+        faults_.rates.update(dict.fromkeys(verbs, bad if verbs is WRITES else Rates(failed=1.0)))  # type: ignore[arg-type]
         up_s, self.inspector.up_s = self.inspector.up_s, None
-        await self.place.wait(self.rng.uniform(1, 40))
+        for _ in range(self.rng.randint(1, 4)):
+            await self.place.wait(self.rng.uniform(1, 20))
+            if self._pods and verbs is WRITES:
+                await self._arrive()
         faults_.calm()
         if up_s is not None and self.place.app is not None:
             self.inspector.up_s = self.place.clock.monotonic()
@@ -381,35 +386,13 @@ class Episode:
         self.place.world.kube_scheduler._extender._latency_s = self.rng.choice((0.002, 0.1, 1.0, 2.5))
 
     async def _break_disk(self) -> None:
-        """Let no commit succeed for a while."""
+        """Let no commit succeed for a while, or none end."""
         if self.disk is not None:
-            disk = self.disk
-            disk.broken = True
-            lasts_s = self.rng.choice((self.rng.uniform(0.5, 20), 70.0))
-            self.place.clock.call_later(lasts_s, lambda: setattr(disk, "broken", False))
-
-    async def _hang_disk(self) -> None:
-        """Let every commit take a minute."""
-        if self.disk is not None:
-            disk = self.disk
-            disk.hung = True
-            self.place.clock.call_later(self.rng.choice((3, 60)), lambda: setattr(disk, "hung", False))
-
-    async def _forbid(self) -> None:
-        """Let the API server tell of everything and take no write for a while, or tell to come again later."""
-        faults_ = self.place.world.cluster.faults
-        assert faults_ is not None
-        bad = self.rng.choice((Rates(failed=1.0), Rates(throttled=1.0), Rates(lost_reply=1.0)))
-        faults_.rates.update(dict.fromkeys(("bind", "patch"), bad))  # type: ignore[arg-type]
-        up_s, self.inspector.up_s = self.inspector.up_s, None
-        arriving = self.rng.randint(0, 5)
-        for _ in range(min(arriving, len(self._pods))):
-            if self._pods:
-                await self._arrive()
-            await self.place.wait(self.rng.uniform(0, 15))
-        faults_.calm()
-        if up_s is not None and self.place.app is not None:
-            self.inspector.up_s = self.place.clock.monotonic()
+            disk, how = self.disk, self.rng.choice(("broken", "hung"))
+            setattr(disk, how, True)
+            self.place.clock.call_later(
+                self.rng.choice((self.rng.uniform(0.5, 20), 65.0)), lambda: setattr(disk, how, False)
+            )
 
     # the end
 
