@@ -27,7 +27,10 @@ LARGE, PARTS_MAX = 1024 * 1024, 250_000
 read, because a million small texts leave the allocator's memory in pieces."""
 QUIET_S = 0.01
 """Without a call: shorter than what kube-scheduler leaves between two pods when it is not in a hurry. Ten times as much
-makes /filter half as long again, because each call then judges what the calls before it have changed."""
+makes /filter half as long again, because each call then judges what the calls before it have changed. Between pods that
+come at an even pace nothing is done ahead: all classes of asks would be judged for each of them, and it takes one."""
+PACE, GAP_S_MAX = 3, 0.1
+"""So many times the usual time between two calls is a pause; a longer time than this says nothing of the pace."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Extender:
     bind_pod: Callable[[BindArgs], Awaitable[str]]
     filter_deadline_s: float = 0.8
     _asked_s: float = field(default=0.0, init=False)
+    _gap_s: float = field(default=0.0, init=False)  # usual time between two calls
     _tidying: bool = field(default=False, init=False)
     _left: Callable[[], None] | None = field(default=None, init=False)
 
@@ -62,10 +66,12 @@ class Extender:
     def filtered(self, body: bytes) -> Reply:
         """Answer POST /scheduler/filter; `settle` is to follow as soon as the reply is written."""
         with self.metrics.timed("filter"):
-            self._asked_s = self.clock.monotonic()
+            now_s = self.clock.monotonic()
+            self._gap_s += (min(now_s - self._asked_s, GAP_S_MAX) - self._gap_s) / 8
+            self._asked_s = now_s
             if not self._tidying:
                 self._tidying = True
-                self.clock.call_later(QUIET_S, partial(self._tidy, self._asked_s))
+                self._look_later()
             return self._filter(body)
 
     def settle(self) -> None:
@@ -77,10 +83,13 @@ class Extender:
     def _leave(self, act: Callable[[], None]) -> None:
         self._left = act
 
+    def _look_later(self) -> None:
+        self.clock.call_later(max(QUIET_S, PACE * self._gap_s), partial(self._tidy, self._asked_s))
+
     def _tidy(self, asked_s: float) -> None:
         """Once nobody has asked for a moment, do the next call's work ahead of it, a little at a time."""
         if asked_s != self._asked_s:
-            self.clock.call_later(QUIET_S, partial(self._tidy, self._asked_s))
+            self._look_later()
             return
         self._tidying = False
         if not self.unready() and self.desk.tidy():
