@@ -32,7 +32,7 @@ from tests.simulation.town import Killed, Town, town
 CALM_S = 660.0  # ten minutes, and what a pod was taught of nodes lives for ten itself
 LOOK_S = 10.0
 VERIFY_EVERY = 20  # injected events between two checks of the whole ledger
-VERBS, WRITES = ("bind", "patch", "get", "list", "watch"), ("bind", "patch")
+VERBS, WRITES, DOWN = ("bind", "patch", "get", "list", "watch"), ("bind", "patch"), Rates(failed=1.0)
 QUEUES = ("root", "team", "a", "b", "free")
 NAMESPACE = "default"
 LEASE = "tessera-kube-scheduler"
@@ -317,9 +317,11 @@ class Episode:
         """Let the API server be away, or tell of everything and take no write; some arrive meanwhile."""
         faults_ = self.place.world.cluster.faults
         assert faults_ is not None
-        verbs = self.rng.choice((VERBS, WRITES))
-        bad = self.rng.choice((Rates(failed=1.0), Rates(throttled=1.0), Rates(lost_reply=1.0)))
-        faults_.rates.update(dict.fromkeys(verbs, bad if verbs is WRITES else Rates(failed=1.0)))  # type: ignore[arg-type]
+        verbs, bad = (
+            self.rng.choice((VERBS, WRITES)),
+            self.rng.choice((DOWN, Rates(throttled=1.0), Rates(lost_reply=1.0))),
+        )
+        faults_.rates.update(dict.fromkeys(verbs, bad if verbs is WRITES else DOWN))  # type: ignore[arg-type]
         up_s, self.inspector.up_s = self.inspector.up_s, None
         for _ in range(self.rng.randint(1, 4)):
             await self.place.wait(self.rng.uniform(1, 20))
@@ -389,10 +391,9 @@ class Episode:
         """Let no commit succeed for a while, or none end."""
         if self.disk is not None:
             disk, how = self.disk, self.rng.choice(("broken", "hung"))
+            lasts_s = self.rng.choice((self.rng.uniform(0.5, 20), 65.0))
             setattr(disk, how, True)
-            self.place.clock.call_later(
-                self.rng.choice((self.rng.uniform(0.5, 20), 65.0)), lambda: setattr(disk, how, False)
-            )
+            self.place.clock.call_later(lasts_s, lambda: setattr(disk, how, False))
 
     # the end
 
