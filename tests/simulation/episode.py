@@ -32,7 +32,8 @@ from tests.simulation.town import Killed, Town, town
 CALM_S = 660.0  # ten minutes, and what a pod was taught of nodes lives for ten itself
 LOOK_S = 10.0
 VERIFY_EVERY = 20  # injected events between two checks of the whole ledger
-VERBS, WRITES, DOWN = ("bind", "patch", "get", "list", "watch"), ("bind", "patch"), Rates(failed=1.0)
+VERBS, WRITES = ("bind", "patch", "get", "list", "watch"), ("bind", "patch")
+TROUBLE = (Rates(failed=1.0), Rates(throttled=1.0), Rates(lost_reply=1.0))
 QUEUES = ("root", "team", "a", "b", "free")
 NAMESPACE = "default"
 LEASE = "tessera-kube-scheduler"
@@ -317,11 +318,8 @@ class Episode:
         """Let the API server be away, or tell of everything and take no write; some arrive meanwhile."""
         faults_ = self.place.world.cluster.faults
         assert faults_ is not None
-        verbs, bad = (
-            self.rng.choice((VERBS, WRITES)),
-            self.rng.choice((DOWN, Rates(throttled=1.0), Rates(lost_reply=1.0))),
-        )
-        faults_.rates.update(dict.fromkeys(verbs, bad if verbs is WRITES else DOWN))  # type: ignore[arg-type]
+        verbs, bad = self.rng.choice((VERBS, WRITES)), self.rng.choice(TROUBLE)
+        faults_.rates.update(dict.fromkeys(verbs, bad if verbs is WRITES else TROUBLE[0]))  # type: ignore[arg-type]
         up_s, self.inspector.up_s = self.inspector.up_s, None
         for _ in range(self.rng.randint(1, 4)):
             await self.place.wait(self.rng.uniform(1, 20))
@@ -390,8 +388,7 @@ class Episode:
     async def _break_disk(self) -> None:
         """Let no commit succeed for a while, or none end."""
         if self.disk is not None:
-            disk, how = self.disk, self.rng.choice(("broken", "hung"))
-            lasts_s = self.rng.choice((self.rng.uniform(0.5, 20), 65.0))
+            disk, how, lasts_s = self.disk, self.rng.choice(("broken", "hung")), self.rng.choice((1.0, 15.0, 65.0))
             setattr(disk, how, True)
             self.place.clock.call_later(lasts_s, lambda: setattr(disk, how, False))
 
