@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from nodeagent.collect import Collector, Round, links, whole_of_parts
 from nodeagent.nvml import Events, Nvml, Why, ask
 from nodeagent.report import Activity, Profile, Slice, decode, encode
-from tests.fakenvml.box import GIB, HERE, MODELS, Box, geometry
+from tests.fakenvml.box import GIB, HERE, MODELS, Box, build, geometry, load
 from tests.nodeagent.parts import divide
 
 Machine = Callable[..., Box]
@@ -322,6 +323,23 @@ def test_a_slow_call_is_waited_for(machine: Machine) -> None:
     began = time.monotonic()
     assert Eyes(box).look().report.devices[0].sensors.power_mw
     assert time.monotonic() - began >= 0.06
+
+
+def test_an_older_driver_has_fewer_functions(tmp_path: Path) -> None:
+    newer = "nvmlDeviceGetCurrentClocksEventReasons nvmlDeviceGetMemoryInfo_v2 nvmlDeviceGetFieldValues"
+    more = "nvmlGpmQueryDeviceSupport nvmlDeviceGetGpuInstanceProfileInfoV nvmlDeviceGetNumaNodeId"
+    pynvml.nvmlLib = load(build(tmp_path, without=f"{newer} {more}".split()))
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+    try:
+        box = Box(pynvml.nvmlLib, tmp_path).add("H100-80", 1)
+        box.set(0, throttle=4, mem_used=GIB)
+        device = Eyes(box).look().report.devices[0]
+    finally:
+        pynvml.nvmlLib = None
+        pynvml._nvmlGetFunctionPointer_cache.clear()
+    assert (device.sensors.throttle_bits, device.sensors.recovery_action, device.numa) == (4, None, None)
+    assert (device.activity.memory_used_mib, device.activity.memory_reserved_mib) == (1024 + 640, None)
+    assert device.profiles == ()  # their names came with a later driver, and a profile without a name serves nobody
 
 
 def test_without_a_driver_the_report_says_so(machine: Machine) -> None:
