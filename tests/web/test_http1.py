@@ -109,6 +109,7 @@ async def until(true: Callable[[], object]) -> None:
 async def reply(reader: Reader, *, bare: bool = False) -> tuple[int, dict[str, str], bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     first, *lines = head.strip().split("\r\n")
+    assert first.startswith("HTTP/1.1 "), "and nothing else before it"
     headers = dict(line.lower().split(": ", 1) for line in lines)
     body = b"" if bare else await reader.readexactly(int(headers.get("content-length", 0)))
     return int(first.split(" ")[1]), headers, body
@@ -286,6 +287,8 @@ async def test_nothing_more_is_answered_to_a_client_that_does_not_read(monkeypat
     async with Port().listening() as port:
         reader, writer = await port.connected(post("/huge") * 20)
         await until(lambda: any(one._stalled_s for one in port.listener.members()))
+        for _ in range(100):
+            await turn()
         assert 1 <= len(port.heard) < 20
         for _ in range(20):
             assert len((await reply(reader))[2]) == 4_000_000
