@@ -7,7 +7,7 @@ themselves after a failure, and without them nobody would learn that the API ser
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from scheduler.dependencies import Dependencies, Dependency
 from scheduler.errors import ConflictError, StoreError, UnavailableError
@@ -72,8 +72,9 @@ class _Cluster:
     def __init__(self, cluster: Cluster, api: Dependency) -> None:
         self._cluster, self._api = cluster, api
 
-    def _asked(self) -> AbstractContextManager[None]:
-        return self._api.asked(_not_sent, judged_api)
+    def _asked(self, kind: Kind) -> AbstractContextManager[None]:
+        """Return the breaker's judgement of one call; Events have none, for no decision waits for them."""
+        return nullcontext() if kind == "events" else self._api.asked(_not_sent, judged_api)
 
     async def list(self, kind: Kind, *, limit: int = 500, after: str = "") -> Page:
         return await self._cluster.list(kind, limit=limit, after=after)
@@ -82,15 +83,15 @@ class _Cluster:
         return self._cluster.watch(kind, resource_version, timeout_s=timeout_s)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
-        with self._asked():
+        with self._asked(kind):
             return await self._cluster.get(kind, namespace, name)
 
     async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
-        with self._asked():
+        with self._asked(kind):
             return await self._cluster.create(kind, namespace, body)
 
     async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
-        with self._asked():
+        with self._asked(kind):
             return await self._cluster.replace(kind, namespace, name, body)
 
     async def patch(
@@ -103,17 +104,17 @@ class _Cluster:
         patch_type: PatchType = "merge",
         subresource: str = "",
     ) -> Object:
-        with self._asked():
+        with self._asked(kind):
             return await self._cluster.patch(
                 kind, namespace, name, body, patch_type=patch_type, subresource=subresource
             )
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str = "", grace_s: int | None = None) -> None:
-        with self._asked():
+        with self._asked(kind):
             await self._cluster.delete(kind, namespace, name, uid=uid, grace_s=grace_s)
 
     async def bind(self, namespace: str, name: str, body: Object) -> None:
-        with self._asked():
+        with self._asked("pods"):
             await self._cluster.bind(namespace, name, body)
 
     async def close(self) -> None:

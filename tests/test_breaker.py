@@ -31,7 +31,7 @@ from scheduler.breaker import (
 from scheduler.clock import LoopClock
 from scheduler.dependencies import Dependencies, Dependency
 from scheduler.errors import ConflictError, StoreError, UnavailableError
-from scheduler.guarded import judged_api, judged_store
+from scheduler.guarded import guarded, judged_api, judged_store
 from scheduler.kube.port import ApiError, Conflict, NotFound, UnknownOutcome
 from tests.virtual import virtual
 
@@ -270,3 +270,20 @@ async def test_an_answer_that_was_no_failure_counts_as_none(here: Place) -> None
 )
 def test_what_counts_as_a_failure_of_the_api_server(error: Exception, judged: tuple[bool, float]) -> None:
     assert judged_api(error) == judged
+
+
+class Throttling:
+    """An API server that has no time for new objects."""
+
+    async def create(self, *_: object) -> None:
+        raise ApiError(429, "TooManyRequests", "", retry_after_s=60)
+
+
+@virtual(place)
+async def test_events_that_are_put_off_stop_no_decision(here: Place) -> None:
+    cluster, _ = guarded(Throttling(), None, here.both)  # type: ignore[arg-type]
+    for kind, closed in (("events", True), ("leases", False)):
+        for _ in range(5):
+            with suppress(ApiError):
+                await cluster.create(kind, "default", {})  # type: ignore[arg-type]
+        assert here.both.api.closed is closed
