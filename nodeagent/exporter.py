@@ -133,7 +133,7 @@ def _write(lines: list[str], family: Family, samples: Iterable[tuple[str, float 
     """Write a family, each set of labels once: two of the same would spoil the whole scrape."""
     rows: dict[str, str] = {}
     for labels, value in samples:
-        if value is not None and labels not in rows:
+        if value is not None:
             rows[labels] = f"{family.name}{labels} {_number(value * family.factor)}"
     if rows:
         lines += (f"# HELP {family.name} {family.text}", f"# TYPE {family.name} {family.kind}", *rows.values())

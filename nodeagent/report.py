@@ -7,7 +7,6 @@ passes over it; anything else is a new `VERSION`.
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -47,7 +46,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """A finite number, ends included."""
+    """A number, ends included; what is not a number lies in no bounds."""
 
     low: float
     high: float
@@ -445,10 +444,9 @@ def _rule(bound: object) -> tuple[Callable[[object], bool], str]:
             )
         case Real(low, high):
             return (
-                lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-                and math.isfinite(value) and low <= value <= high,
+                lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high,
                 f"a number between {low:g} and {high:g}",
-            )  # fmt: skip
+            )
         case OneOf(words):
             return lambda value: isinstance(value, str) and value in words, f"one of {', '.join(words)}"
     raise AssertionError(bound)
