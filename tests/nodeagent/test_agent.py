@@ -312,7 +312,7 @@ def test_as_a_process(scene: Callable[..., Scene], library: Path) -> None:
     one = scene("H100-80", 8)
     command = Command(one, library)
     with subprocess.Popen(
-        [*command.line, "--metrics", "127.0.0.1:0", "--interval", "30"], env=command.environment, cwd=ROOT,
+        [*command.line, "--metrics", "127.0.0.1:0", "--interval", "60"], env=command.environment, cwd=ROOT,
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
@@ -340,7 +340,7 @@ def test_a_driver_that_is_upgraded_ends_the_process(scene: Callable[..., Scene],
 
 def scrape(url: str, needle: str) -> bytes:
     """Scrape until a line is there; the server answers 503 before the first look."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 45
     while time.monotonic() < until:
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
