@@ -27,6 +27,11 @@ class Tidied(Desk):
         return False
 
 
+async def nobody(_: object) -> str:
+    """Bind no pod."""
+    return ""
+
+
 def run(gap_s: float, calls: int) -> tuple[list[float], float]:
     """Ask at an even pace; return when work ahead was done, and when the last call came."""
     loop = VirtualLoop()
@@ -35,7 +40,7 @@ def run(gap_s: float, calls: int) -> tuple[list[float], float]:
         clock = LoopClock(asyncio.get_running_loop())
         desk = Tidied(clock, Settings().policy.policies())
         desk.times = []
-        extender = Extender(desk, clock, Metrics(clock, "1"), str, lambda _: asyncio.sleep(0, ""))
+        extender = Extender(desk, clock, Metrics(clock, "1"), str, nobody)
         for _ in range(calls):
             await clock.sleep(gap_s)
             status, _ = await extender.filter(BODY)
