@@ -93,7 +93,7 @@ class Tessera:
             return None
         row = int(best[0])
         name = registry.columns.names[row]
-        containers = place(snapshot, row, pod.request, ask, node=registry.nodes[name], judged=True)
+        containers = place(snapshot, row, pod.request, ask, node=registry.nodes[name], mix=mix, judged=True)
         uid = f"pod-{self._came}"
         registry.say(uid, Source.CLAIMED, booking(pod, name, Allocation(uid, 1, 1, name, "exact", containers)))
         cards = tuple(grant.dev for _, grants in containers for grant in grants)

@@ -182,9 +182,10 @@ class Mix:
     profile: I32  # [C]
     models: BoolArray  # [C, M]
     weight: FloatArray  # [C]
+    price: FloatArray  # [M] GPUs asked by requests that are bound to some models, in parts of what there is of each
 
 
 def empty_mix(models: int) -> Mix:
     """Return the mix of a cluster that has seen no request; `models` is M."""
     none = {f.name: np.zeros(0, _DTYPES[str(f.type)]) for f in fields(Mix)}
-    return Mix(**{**none, "models": np.zeros((0, models), np.bool_)})
+    return Mix(**{**none, "models": np.zeros((0, models), np.bool_), "price": np.zeros(models, np.float32)})

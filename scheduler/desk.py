@@ -485,7 +485,8 @@ class Desk:
 
     def _containers(self, pod: Pod, node: Node, row: int, ask: Ask) -> Containers:
         """Choose devices on a row that has just been judged, unless the pod has claims: those are not judged here."""
-        return place(self.registry.snapshot(), row, pod.request, ask, node=node, judged=not pod.request.claims)
+        snapshot, judged = self.registry.snapshot(), not pod.request.claims
+        return place(snapshot, row, pod.request, ask, node=node, mix=self.mix(), judged=judged)
 
     def _allocation(self, pod: Pod, node: Node, row: int, ask: Ask) -> Allocation:
         known = self.book.rows.get(pod.uid)

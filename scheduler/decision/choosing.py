@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from policies import fit, mig, sharing
-from policies.columns import Ask, Kind, Snapshot
+from policies import fit, mig, sharing, waste
+from policies.columns import Ask, Kind, Mix, Snapshot
 from scheduler.model.allocation import Grant
 from scheduler.model.node import Node
 
 
-def choose(alone: Snapshot, ask: Ask, *, node: Node, profile: str) -> list[Grant]:
+def choose(alone: Snapshot, ask: Ask, mix: Mix, *, node: Node, profile: str) -> list[Grant]:
     """Choose the devices of one exact node.
 
     Args:
         alone: the columns of this node alone, which passes every mask for devices.
         ask: numbers of the request.
+        mix: what is asked lately.
         node: for the UUIDs of its devices.
         profile: name of the MIG profile asked; empty for asks of another kind.
 
@@ -29,7 +30,7 @@ def choose(alone: Snapshot, ask: Ask, *, node: Node, profile: str) -> list[Grant
     if ask.kind == Kind.MIG:
         return _instances(alone, ask, node, profile)
     if ask.kind == Kind.SHARE:
-        return _shares(alone, ask, node)
+        return _shares(alone, ask, mix, node)
     return [Grant(kind="whole", dev=dev, uuid=_uuid(node, dev)) for dev in whole(alone, 0, ask)]
 
 
@@ -69,11 +70,12 @@ def _instances(alone: Snapshot, ask: Ask, node: Node, profile: str) -> list[Gran
     return grants
 
 
-def _shares(alone: Snapshot, ask: Ask, node: Node) -> list[Grant]:
-    """Give each container its shares on different devices, the tightest first."""
+def _shares(alone: Snapshot, ask: Ask, mix: Mix, node: Node) -> list[Grant]:
+    """Give each container its shares on different devices: where they waste least first, then the fullest."""
     room = sharing.rooms(alone, ask)[:, 0].tolist()
-    tight = sharing.tightness(alone, ask)[:, 0].tolist()
-    tightest = sorted(range(len(room)), key=lambda dev: (-tight[dev], dev))
+    cost = waste.card_costs(alone, ask, mix, waste.open_milli(alone))[:, 0].tolist()
+    free = alone.milli_free[:, 0].tolist()
+    tightest = sorted(range(len(room)), key=lambda dev: (cost[dev], free[dev], dev))
     parts = ask.parts or (ask.count,)
     mib, milli = (np.broadcast_to(size, alone.exists.shape)[:, 0].tolist() for size in sharing.sizes(alone, ask))
     chosen = _packed(parts, room, tightest) or _levelled(parts, room, tightest)

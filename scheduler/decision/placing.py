@@ -48,7 +48,16 @@ def judge_row(
     return judge(snapshot.take(alone), here, mix, policies, masks).failed.headline()
 
 
-def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Node, judged: bool = False) -> Containers:
+def place(
+    snapshot: Snapshot,
+    row: int,
+    request: Request,
+    ask: Ask,
+    *,
+    node: Node,
+    mix: Mix | None = None,
+    judged: bool = False,
+) -> Containers:
     """Choose the devices of every container on one node.
 
     App and sidecar containers get devices of their own. An ordinary init container reuses those (save the devices of
@@ -61,6 +70,7 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
         request: whose containers ask, in declaration order.
         ask: the same request in numbers.
         node: the Node of that row; its devices lend their UUIDs.
+        mix: what is asked lately, by which shares choose their devices; None = nothing.
         judged: this row has just passed all masks for devices in these columns, so they are not asked again.
 
     Returns:
@@ -72,9 +82,8 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
     """
     if ask.kind == Kind.NONE:
         return ()
-    if not judged and (
-        reason := judge_row(snapshot, row, ask, empty_mix(len(ask.models)), Policies(), masks=FILTER_MASKS)
-    ):
+    mix = mix or empty_mix(len(ask.models))
+    if not judged and (reason := judge_row(snapshot, row, ask, mix, Policies(), masks=FILTER_MASKS)):
         raise DoesNotFit(reason)
     asks = request.devices.containers
     own = sum(each.count for each in asks if each.role != "init")
@@ -82,7 +91,7 @@ def place(snapshot: Snapshot, row: int, request: Request, ask: Ask, *, node: Nod
     assert own + max(extra.values(), default=0) == ask.count, "the ask and its containers disagree"
     if snapshot.mode[row] != Mode.EXACT:
         return _counts(asks, extra, Grant(kind=_KINDS[ask.kind], profile=request.devices.profile))
-    grants = choose(Near(snapshot, slice(row, row + 1)), ask, node=node, profile=request.devices.profile)
+    grants = choose(Near(snapshot, slice(row, row + 1)), ask, mix, node=node, profile=request.devices.profile)
     return _hand_out(asks, extra, grants[:own], grants[own:])
 
 

@@ -31,8 +31,9 @@ from tests.policies.strategies import columns, mixes, worlds
 
 EVERY = read_policies(tiers=[list(SCORES)])
 SPREAD = read_policies(tiers=[["spread", "keep-scarce"], {"fill-host": 2.0}])
+BY_MODEL = read_policies(tiers=[["keep-scarce"], ["fill-gpus"], ["fill-host"]])
 BACKWARDS = read_policies(masks=list(reversed(MASKS)), tiers=[["fill-host"], ["keep-scarce"]])
-CHOICES = [Policies(), SPREAD, EVERY, BACKWARDS]
+CHOICES = [Policies(), SPREAD, EVERY, BY_MODEL, BACKWARDS]
 BOOKED = (
     *("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "shares_free", "foreign"),
     *("slices_free", "extended_free", "memory_mib_free", "milli_free", "use", "mig_row", "health"),
@@ -122,7 +123,7 @@ def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Board, "_judge", noted)
     drawn = cluster("T4 ..", "H100 x.", "H100 ..", "H100 ..", "A100 x.", "observed replicas ..")
     generation, mix = np.zeros(6, np.int64), empty_mix(4)
-    board, asked = Board(Policies(), FILTER_MASKS), (replace(drawn, generation=generation), ask(1, nodes=6), mix, 1)
+    board, asked = Board(BY_MODEL, FILTER_MASKS), (replace(drawn, generation=generation), ask(1, nodes=6), mix, 1)
     assert board.turn(*asked).best().tolist() == [1]
     assert judged == [0, 1, 2, 3, 4], "all that Node objects allow"
     judged.clear()

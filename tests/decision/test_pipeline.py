@@ -139,7 +139,7 @@ def test_reasons_of_mig_and_shares(nodes: list[str], more: dict[str, Any], words
         pytest.param(["....", "xxx.", "xx.."], 1, [1, 2, 0], id="fill the fullest"),
         pytest.param(["....", "....", "...."], 1, [0, 1, 2], id="then by name"),
         pytest.param(["cpu=90 ....", "cpu=20 ....", "...."], 1, [1, 0, 2], id="then the fuller host"),
-        pytest.param(["A100 .x", "....", "...x"], 1, [2, 1, 0], id="save the rare model first"),
+        pytest.param(["A100 .x", "....", "...x"], 1, [0, 2, 1], id="no model is dear that nobody asks for"),
         pytest.param(["....", "-", "xxxx"], 0, [1, 2, 0], id="CPU-only pods spare GPUs"),
         pytest.param(["xxxx", "!!..", "x..."], 3, [2], id="only what passes"),
     ],

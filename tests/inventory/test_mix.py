@@ -52,7 +52,7 @@ def test_a_class_weighs_half_after_a_half_life() -> None:
 def test_the_lightest_classes_are_forgotten() -> None:
     made = arrivals()
     learn(made, 8, 5)
-    for cpu in range(1, 200):
+    for cpu in range(1, 400):
         learn(made, 1, cpu=str(cpu))
     mix = made.mix(0)
     assert len(mix.weight) == CLASSES_MAX
@@ -107,3 +107,42 @@ def test_mig_instances_are_placed_for_what_is_asked_lately() -> None:
         made.learn(request, 0)
     made.mix(0)
     assert made.asks.ask(request).offer.worth.tolist() != before.tolist()
+
+
+def wish(made: Arrivals, gpus: int, models: str, times: int = 1) -> None:
+    for number in range(times):
+        raw = raw_pod(f"w{number}", gpus, "4")
+        raw["metadata"]["annotations"] = {"tessera.dev/gpu-model": models}
+        made.learn(read_pod(raw).request, 0)
+
+
+def test_a_model_is_dear_by_how_much_of_it_is_asked() -> None:
+    registry = Registry()
+    for name, gpus, product in (("a", 6, "Tesla-T4"), ("b", 2, "NVIDIA-L4"), ("c", 2, "NVIDIA-H100-PCIe")):
+        registry.put_node(read_node(raw_node(name, gpus=gpus, product=product), geometry.products()))
+    made, names = Arrivals(Asks(registry)), registry.columns.models.names
+    learn(made, 1, 5)
+    assert made.mix(0).price.tolist() == [0.0] * len(names)
+    wish(made, 1, "L4,T4", 4)
+    wish(made, 1, "H100", LEARN_EVERY)
+    price = {name.rpartition("|")[2]: each for name, each in zip(names, made.mix(0).price.tolist(), strict=True)}
+    scale = 10 / 41  # as if the 41 GPUs asked were the 10 that there are
+    assert price["NVIDIA-H100-PCIe"] == pytest.approx(32 * scale / 2)
+    assert price["Tesla-T4"] == pytest.approx(4 * 6 / 8 * scale / 6)
+    assert price["NVIDIA-L4"] == pytest.approx(4 * 2 / 8 * scale / 2)
+
+
+def test_prices_follow_the_nodes_and_a_change_that_matters_little_makes_no_new_mix() -> None:
+    registry = Registry()
+    for number in range(30):
+        registry.put_node(read_node(raw_node(f"n{number}", product="Tesla-T4"), geometry.products()))
+    registry.put_node(read_node(raw_node("h", product="NVIDIA-H100-PCIe"), geometry.products()))
+    made = Arrivals(Asks(registry))
+    wish(made, 1, "H100", 3)
+    learn(made, 1, 97)
+    first = made.mix(0)
+    assert first.price.max() == pytest.approx(3 / 100 * 248 / 8)
+    registry.put_node(read_node(raw_node("n30", product="Tesla-T4"), geometry.products()))
+    assert made.mix(0) is first
+    registry.put_node(read_node(raw_node("h2", product="NVIDIA-H100-PCIe"), geometry.products()))
+    assert made.mix(0).price.max() == pytest.approx(3 / 100 * 264 / 16)

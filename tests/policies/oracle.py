@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from itertools import combinations
 
@@ -295,9 +298,110 @@ def _least_fragment(s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
     return min(1.0, max(0.0, 0.5 - grown / (2000 * s.slots))) if s.slots else 0.5
 
 
+def _gap(mix: Mix, free: int, memory: int) -> float:
+    """Expected waste of a gap, in GPUs: by hundredths of a card, share after share."""
+    often: dict[int, float] = {}
+    for c in np.flatnonzero((mix.kind == Kind.SHARE) & (mix.weight > 0)).tolist():
+        milli, mib = int(mix.device_milli[c]), int(mix.device_mib[c])
+        if milli or (memory and mib <= memory):
+            size = math.ceil((milli or Fraction(1000 * mib, memory)) / 10)
+            often[size] = often.get(size, 0.0) + float(mix.weight[c]) * int(mix.count[c])
+
+    @cache
+    def waste(gap: int) -> float:
+        fits = {size: weight for size, weight in often.items() if size <= gap}
+        if not fits:
+            return gap / 100
+        rest = sum(weight * waste(gap - size) for size, weight in fits.items()) / sum(fits.values())
+        none_comes = (1 - min(sum(fits.values()) / sum(often.values()), 1)) ** 30
+        return none_comes * gap / 100 + (1 - none_comes) * rest
+
+    return waste(min(free, 1000) // 10)
+
+
+def _stranded(gpu: float, served: float) -> float:
+    served = max(served, 0.0)
+    return (gpu - served + math.sqrt((gpu - served) ** 2 + 0.25 * gpu * served)) / 2
+
+
+def _open_milli(s: Snapshot, n: int) -> list[int]:
+    free = [0] * s.slots
+    left = s.slots if s.mode[n] == Mode.EXACT else int(s.gpus_free[n])
+    for d in range(s.slots):
+        sound = s.exists[d, n] and not s.mig_mode[d, n] and s.health[d, n] == Health.HEALTHY
+        if sound and s.milli_free[d, n] > 0 and left > 0:
+            free[d], left = int(s.milli_free[d, n]), left - 1
+    return free
+
+
+def _shares_on(s: Snapshot, a: Ask, n: int, mix: Mix, free: list[int]) -> tuple[float, int, float]:
+    """GPUs taken, cards that were idle, and what the gaps waste more, when the cheapest cards are taken."""
+    found = []
+    for d in range(s.slots):
+        total = int(s.memory_mib_total[d, n])
+        milli = a.device_milli or max(1, 1000 * a.device_mib // max(total, 1))
+        if free[d] >= milli and a.models[s.model[d, n]] and s.memory_mib_free[d, n] >= a.device_mib:
+            grown = round(1e6 * _gap(mix, free[d] - milli, total)) - round(1e6 * _gap(mix, free[d], total))
+            found.append((grown, d, milli))
+    found = sorted(found)[: a.count]
+    fresh = sum(free[d] >= 1000 for _, d, _ in found)
+    return sum(milli for _, _, milli in found) / 1000, fresh, sum(grown for grown, _, _ in found) / 1e6
+
+
+def _broken(mix: Mix, idle: int) -> float:
+    gpus = {
+        c: float(mix.weight[c])
+        * int(mix.count[c])
+        * (int(mix.device_milli[c]) / 1000 if mix.kind[c] == Kind.SHARE and mix.device_milli[c] else 1)
+        for c in range(len(mix.weight))
+        if mix.kind[c] in {Kind.WHOLE, Kind.SHARE}
+    }
+    several = [c for c in gpus if mix.kind[c] == Kind.WHOLE and mix.count[c] > 1]
+    return 0.025 * sum(gpus[c] * idle for c in several if 0 <= idle < mix.count[c]) / max(sum(gpus.values()), 1e-9)
+
+
+def _cores(mix: Mix) -> float:
+    whole = [c for c in range(len(mix.weight)) if mix.kind[c] in {Kind.WHOLE, Kind.SHARE}]
+    size = [int(mix.device_milli[c]) / 1000 if mix.kind[c] == Kind.SHARE and mix.device_milli[c] else 1 for c in whole]
+    gpus = sum(float(mix.weight[c]) * int(mix.count[c]) * each for c, each in zip(whole, size, strict=True))
+    cores = sum(float(mix.weight[c]) * int(mix.cpu_milli[c]) / 1000 for c in whole)
+    return cores / gpus if gpus else 0.0
+
+
+def _least_waste(s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
+    if not s.slots:
+        return 0.5
+    free, count = _open_milli(s, n), min(a.count, 256)
+    gpu = sum(free) / 1000
+    for d in range(s.slots):
+        if s.exists[d, n] and s.mig_mode[d, n] and s.health[d, n] == Health.HEALTHY:
+            gpu += min(125 * (16 - int(s.occupancy[d, n]).bit_count()), 1000) / 1000
+    taken, fresh, cost = 0.0, 0, 0.0
+    if a.kind == Kind.WHOLE:
+        taken, fresh = float(count), count
+    elif a.kind == Kind.MIG:
+        taken = 0.125 * count * max(int(a.offer.sizes[s.mig_row[d, n]]) for d in range(s.slots))
+    elif a.kind == Kind.SHARE:
+        taken, fresh, cost = _shares_on(s, replace(a, count=count), n, mix, free)
+    cores, left = _cores(mix), max(gpu - taken, 0.0)
+    cpu = int(s.cpu_milli_free[n]) / 1000
+    after = cpu - a.cpu_milli / 1000
+    if cores:
+        cost += 0.4 * (_stranded(left, after / cores) - _stranded(gpu, cpu / cores))
+    if a.kind == Kind.NONE:
+        cost += 0.3 * gpu / 8 + 0.3 * after / 128 + (s.gpus_total[n] > 0)
+    else:
+        idle = sum(milli >= 1000 for milli in free)
+        cost += 0.05 * left / 8 + 0.03 * after / 128
+        cost += _broken(mix, idle - fresh) - _broken(mix, idle)
+        cost += 0.5 * taken * min(float(mix.price[s.model[0, n]]), 8.0)
+    return _clip(0.5 - cost / (8 * (1 + count)))
+
+
 def score(name: str, s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
-    """One node's score; expected fragmentation alone looks at the mix."""
-    return _least_fragment(s, a, n, mix) if name == "least-fragment" else SCORES[name](s, a, n)
+    """One node's score; two of them alone look at the mix."""
+    by_mix = {"least-fragment": _least_fragment, "least-waste": _least_waste}
+    return by_mix[name](s, a, n, mix) if name in by_mix else SCORES[name](s, a, n)
 
 
 SCORES: dict[str, Callable[[Snapshot, Ask, int], float]] = {
@@ -308,5 +412,6 @@ SCORES: dict[str, Callable[[Snapshot, Ask, int], float]] = {
     "least-loss": _least_loss,
     "fill-tightest": _fill_tightest,
     "least-fragment": lambda s, a, n: 0.5,  # while nothing was seen; see `score`
+    "least-waste": lambda s, a, n: 0.5,  # as above
     "one-group": _one_group,
 }

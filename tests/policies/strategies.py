@@ -92,6 +92,7 @@ def mixes(rng: np.random.Generator) -> Mix:
         profile=np.zeros(classes, np.int32),
         models=rng.random((classes, MODEL_COUNT)) < 0.8,
         weight=(weight / weight.sum()).astype(np.float32),
+        price=(rng.random(MODEL_COUNT) * (rng.random() < 0.7)).astype(np.float32),
     )
 
 

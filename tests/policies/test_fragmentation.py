@@ -25,6 +25,7 @@ def mix_of(*counts: int) -> Mix:
         profile=np.full(size, -1, np.int32),
         models=np.ones((size, 8), np.bool_),
         weight=np.full(size, 1 / size, np.float32),
+        price=np.zeros(8, np.float32),
     )
 
 
