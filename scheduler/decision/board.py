@@ -29,6 +29,7 @@ from .pipeline import Failed, judge
 
 BOARDS_MAX = 64
 FEW = 3  # so many of the best are found sooner one by one than by sorting
+BOUNDED_FROM = 64  # fewer nodes are judged outright: to bound them first costs nearly as much
 TIDIED_AT_ONCE = 256  # less than 1 ms
 ROWS_MAX = 1_000_000  # of all boards together, about 80 MB
 
@@ -200,7 +201,7 @@ class Board:
         top = _top(keys, count)
         floor = keys[top[-1]] if len(top) == count else b""
         due = stale[ceilings > floor]
-        if len(due) and floor:
+        if len(due) >= BOUNDED_FROM and floor:
             due = due[self._bounds(rows.take(due)) > floor]
         if len(due):
             self._judge(rows.take(due))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,14 @@ BOOKED = (
     *("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "shares_free", "foreign"),
     *("slices_free", "extended_free", "memory_mib_free", "milli_free", "use", "mig_row", "health"),
 )
+
+
+@pytest.fixture(scope="module", params=[1, 64], ids=["bounded", "outright"], autouse=True)
+def bounded_from(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With so few nodes one of the two ways would never be gone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boards, "BOUNDED_FROM", request.param)
+        yield
 
 
 def check(board: Board, snapshot: Snapshot, wanted: Ask, mix: Mix, data: st.DataObject) -> None:
@@ -121,6 +130,7 @@ def test_nodes_that_cannot_win_are_not_judged(monkeypatch: pytest.MonkeyPatch) -
         judge_rows(board, rows)
 
     monkeypatch.setattr(Board, "_judge", noted)
+    monkeypatch.setattr(boards, "BOUNDED_FROM", 1)
     drawn = cluster("T4 ..", "H100 x.", "H100 ..", "H100 ..", "A100 x.", "observed replicas ..")
     generation, mix = np.zeros(6, np.int64), empty_mix(4)
     board, asked = Board(BY_MODEL, FILTER_MASKS), (replace(drawn, generation=generation), ask(1, nodes=6), mix, 1)
