@@ -47,9 +47,10 @@ def read_node(raw: Mapping[str, object], products: Mapping[str, str]) -> Node | 
     if not name or not uid:
         return None
     labels = _labels(meta, warnings)
-    there = _allocatable(status, warnings)
+    there = _listed(status, "allocatable", warnings)
     mode = _mode(labels, warnings)
     gpus = there.get(GPU, 0)
+    devices = _devices(mode, labels, gpus, products, warnings)
     return Node(
         uid=uid,
         name=name,
@@ -62,12 +63,13 @@ def read_node(raw: Mapping[str, object], products: Mapping[str, str]) -> Node | 
         shares=there.get(SHARE, 0),
         whole_gpus=mode is Mode.EXACT or not _divided(labels, warnings),
         product=labels.get(PRODUCT, ""),
-        devices=_devices(mode, labels, gpus, products, warnings),
+        devices=devices,
         labels=tuple(sorted(labels.items())),
         taints=_taints(spec, warnings),
         unschedulable=spec.get("unschedulable") is True,
         zone=labels.get(ZONE, ""),
         rack=next((labels[key] for key in RACKS if labels.get(key)), ""),
+        gpus_most=len(devices) if mode is Mode.EXACT else max(len(devices), _parts(_listed(status, "capacity", []))),
         warnings=tuple(warnings),
     )
 
@@ -117,19 +119,24 @@ def _taint(raw: object, warnings: list[str]) -> Taint:
     return Taint(key=PREFIX + "unreadable-taint", value="", effect="NoSchedule")
 
 
-def _allocatable(status: Mapping[str, object], warnings: list[str]) -> dict[str, int]:
+def _parts(there: Mapping[str, int]) -> int:
+    """Return how many GPUs and MIG instances a plugin tells of together: no machine has more GPUs than these."""
+    return min(sum(count for resource, count in there.items() if is_device(resource)), DEVICES_MAX)
+
+
+def _listed(status: Mapping[str, object], kind: str, warnings: list[str]) -> dict[str, int]:
     """Return whole amounts by resource, cpu in thousandths; what cannot be read is not there."""
     there: dict[str, int] = {}
-    listed = _object(status.get("allocatable"), "status.allocatable", warnings)
+    listed = _object(status.get(kind), f"status.{kind}", warnings)
     for resource, value in list(listed.items())[:LISTED_MAX]:
         try:
             amount = milli(value) if resource == "cpu" else whole(value)
         except QuantityError as error:
-            warnings.append(f"allocatable {shown(resource)}: {error}")
+            warnings.append(f"{kind} {shown(resource)}: {error}")
             continue
         limit = DEVICE_MAX if is_device(resource) else amount
         if not 0 <= amount <= limit:
-            warnings.append(f"allocatable {shown(resource)} is out of range; it is read as 0.")
+            warnings.append(f"{kind} {shown(resource)} is out of range; it is read as 0.")
             amount = 0
         there[resource] = amount
     return there

@@ -2,8 +2,8 @@
 
 A pod takes room at most once, whoever says so: `observed` (it is bound) beats `claimed` (the ledger committed it)
 beats `intended` (a /filter answer that may still come to nothing). Invariant: every column equals what the Node
-objects say minus the bookings in force, also when a change raises: then everything is as it was before. `rebuilt` makes
-the same columns from nothing, for tests and audits.
+objects and the reports of their agents say minus the bookings in force, also when a change raises: then everything is
+as it was before. `rebuilt` makes the same columns from nothing, for tests and audits.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from policies.columns import DEVICE_COLUMNS, Mode, Snapshot, Use
+from policies.columns import DEVICE_COLUMNS, Health, Mode, Snapshot, Use
 from policies.placements import NO_PLACEMENTS, Placements
 from scheduler import GPU, MIG_PREFIX, SHARE
 from scheduler.intake.resources import profile_of
 from scheduler.model.allocation import Allocation, Grant
-from scheduler.model.node import Node
+from scheduler.model.node import Device, Node, Seen, Sighting
 from scheduler.model.pod import Amounts, Pod
 
 from .snapshot import TAKEN_COLUMNS, Columns, Taken
@@ -25,6 +25,7 @@ from .snapshot import TAKEN_COLUMNS, Columns, Taken
 BOOKED_MAX = 1 << 50
 AUDITED = (
     *("cpu_milli_free", "memory_bytes_free", "storage_bytes_free", "pods_free", "gpus_free", "shares_free", "foreign"),
+    *("health", "mig_mode", "numa", "link_group"),
     *TAKEN_COLUMNS,
 )
 
@@ -119,7 +120,9 @@ class Registry:
 
     def __init__(self, placements: Placements = NO_PLACEMENTS) -> None:
         """Start empty; `placements` knows the models that can be cut into MIG instances."""
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, Node] = {}  # with what their agents say
+        self._bare: dict[str, Node] = {}  # as their Node objects are
+        self._seen: dict[str, tuple[str, Sighting, bool]] = {}  # uid of the node, its last report, silent since then
         self.pods: dict[str, Pod] = {}
         self.columns = Columns(placements)
         self.generation = 0
@@ -139,6 +142,37 @@ class Registry:
 
         A heartbeat (nothing that Tessera reads has changed) costs a comparison and leaves the generation alone.
         """
+        seen = self._seen.get(node.name)
+        if seen is not None and seen[0] != node.uid:
+            seen = None  # of another machine
+        changed = self._replace(self._joined(node, seen))
+        self._bare[node.name] = node
+        if seen is None:
+            self._seen.pop(node.name, None)
+        return changed
+
+    def hear(self, name: str, sighting: Sighting) -> bool:
+        """Take in what a node's agent reports; nothing that it leaves out is free. Returns whether that changed it.
+
+        Raises:
+            KeyError: there is no such node.
+        """
+        return self._tell(name, (self._bare[name].uid, sighting, False))
+
+    def hush(self, name: str) -> bool:
+        """Take note that a node's agent has been silent for too long; nothing for a node that never had one."""
+        seen = self._seen.get(name)
+        return seen is not None and not seen[2] and self._tell(name, (*seen[:2], True))
+
+    def _tell(self, name: str, seen: tuple[str, Sighting, bool]) -> bool:
+        if self._seen.get(name) == seen:
+            return False
+        changed = self._replace(self._joined(self._bare[name], seen))
+        self._seen[name] = seen
+        return changed
+
+    def _replace(self, node: Node) -> bool:
+        """Put a node in the place of the one of its name. Returns whether it is another; a failure changes nothing."""
         old = self.nodes.get(node.name)
         if old is not None and _same(old, node):
             self.nodes[node.name] = node
@@ -156,6 +190,17 @@ class Registry:
         self.freed += 1
         return True
 
+    @staticmethod
+    def _joined(node: Node, seen: tuple[str, Sighting, bool] | None) -> Node:
+        """Return a node with what its agent said of it."""
+        if seen is None:
+            return node
+        _, sighting, silent = seen
+        by_slot = {one.slot: one for one in sighting.devices}
+        exact = node.mode is Mode.EXACT
+        devices = tuple(_seen(device, by_slot.get(slot), exact=exact) for slot, device in enumerate(node.devices))
+        return replace(node, devices=devices, driver=sighting.driver, silent=silent)
+
     def _make(self, node: Node) -> None:
         """Write a node's whole row: what it offers, and what is taken of it."""
         self.nodes[node.name] = node
@@ -172,7 +217,8 @@ class Registry:
         node = self.nodes.get(name)
         if node is None or node.uid != uid:
             return False
-        del self.nodes[name]
+        del self.nodes[name], self._bare[name]
+        self._seen.pop(name, None)
         self._touch(self.columns.clear(name))
         return True
 
@@ -210,6 +256,16 @@ class Registry:
     def said(self, source: Source) -> Iterator[tuple[str, Booking]]:
         """Yield what one source says, in the order in which the pods were first heard of."""
         return ((uid, said[source]) for uid, said in self._said.items() if source in said)
+
+    def unsound(self, uid: str, node: str) -> str:
+        """Return why what a pod holds on an exact node cannot be handed to it now, a reason word; empty = it can."""
+        held, here = self.held(uid), self.nodes.get(node)
+        if held is None or here is None or held.node != node or here.mode is not Mode.EXACT or not held.devices:
+            return ""
+        if here.silent:
+            return "InventoryStale"
+        slots = [slot for slot, _ in held.devices if slot < len(here.devices)]
+        return "" if all(here.devices[slot].health is Health.HEALTHY for slot in slots) else "GpuUnhealthy"
 
     def holders(self, node: str) -> dict[str, Booking]:
         """Return the bookings in force on one node, by pod uid."""
@@ -323,9 +379,10 @@ class Registry:
         self.columns.take_devices(row, node, taken, slots)
 
     def _tell_foreign(self, name: str, row: int) -> None:
-        """Write whether somebody holds a device of an exact node that nobody has named."""
-        unnamed = any(not held.named for held in self._on_node.get(name, {}).values())
-        self.columns.column("foreign")[row] = unnamed and self.nodes[name].mode is Mode.EXACT
+        """Write whether what an exact node has is unsure: its agent is silent, or nobody has named what is held."""
+        node = self.nodes[name]
+        unsure = node.silent or any(not held.named for held in self._on_node.get(name, {}).values())
+        self.columns.column("foreign")[row] = unsure and node.mode is Mode.EXACT
 
     def _with(self, taken: Taken, part: Part, model: str) -> Taken:
         """Return what is taken of a device with one part more; of an instance not in the geometry, every engine."""
@@ -363,6 +420,14 @@ class Registry:
             return values[:slots].tolist() if column in DEVICE_COLUMNS else values.tolist()
 
         return [column for column in (*AUDITED, "slices_free") if told(self, column) != told(twin, column)]
+
+
+def _seen(device: Device, seen: Seen | None, *, exact: bool) -> Device:
+    """Return a device as a report shows it. On observed nodes NVIDIA's plugin counts what is in MIG mode."""
+    if seen is None:
+        return replace(device, health=Health.BAD)
+    told = {"uuid": seen.uuid, "health": seen.health, "numa": seen.numa, "link_group": seen.link_group}
+    return replace(device, **told, mig_mode=seen.mig_mode if exact else device.mig_mode)  # type: ignore[arg-type]
 
 
 def _bounded(amounts: Amounts) -> Amounts:

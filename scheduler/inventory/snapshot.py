@@ -13,7 +13,7 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
-from policies.columns import COLUMN_DTYPES, DEVICE_COLUMNS, STACKED_COLUMNS, Health, Snapshot, Use
+from policies.columns import COLUMN_DTYPES, DEVICE_COLUMNS, STACKED_COLUMNS, Snapshot, Use
 from policies.placements import NO_PLACEMENTS, Placements
 from scheduler.model.node import Device, Node
 
@@ -209,7 +209,9 @@ class Columns:
             put["memory_mib_total"][slot, row] = device.memory_mib
             put["mig_mode"][slot, row] = device.mig_mode
             put["family"][slot, row] = self.placements.family(device.model)
-            put["health"][slot, row] = Health.HEALTHY
+            put["health"][slot, row] = device.health
+            put["numa"][slot, row] = device.numa
+            put["link_group"][slot, row] = device.link_group
         self.take_devices(row, node, {}, range(len(node.devices)))
 
     def take_devices(self, row: int, node: Node, taken: Mapping[int, Taken], slots: Iterable[int]) -> None:
