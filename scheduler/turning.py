@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 LONGEST_S = 60.0
 BROKEN_S = 1.0  # after a commit that failed
 SETTLING_S = 0.1  # somebody is busy with a request that waits: look again soon
-GANG_S = 60.0
+GANG_US = 60_000_000
 HOPS = 8  # turns of the loop between two slices: a call goes from its socket through several tasks to its answer
 PARTLY_BOUND = frozenset({State.BOUND, State.RUNNING})
 
@@ -74,7 +74,7 @@ class Turner:
     _next_s: float = 0.0
     _parts: list[Part] = field(default_factory=list)  # of the unit that was placed last
     _capacity: tuple[int, Amounts] = (-1, {})
-    _partly: dict[Gang, float] = field(default_factory=dict)  # since when a gang is bound in part
+    _partly: dict[Gang, int] = field(default_factory=dict)  # when the first of a gang that is bound in part was bound
     _together: Together = field(init=False)
     _never: set[Hashable] = field(default_factory=set)  # kinds of gangs that no turn could place, empty as nodes may be
 
@@ -344,19 +344,17 @@ class Turner:
     # gangs
 
     def _watch_gangs(self) -> None:
-        """Give up what is reserved for a gang that has been bound in part for a minute; what is bound goes on.
+        """Give up what stays reserved for a minute beside members that are bound; what is bound goes on.
 
-        A former process may have seen it first: then what the ledger noted of its members counts.
+        A former process may have seen it first: what the ledger noted of its members counts.
         """
-        now_us = self.clock.wall_us()
-        now_s, partly = self.clock.monotonic(), dict[Gang, float]()
+        now_us, partly = self.clock.wall_us(), dict[Gang, int]()
         for gang, rows in self._gangs().items():
             bound = [row.updated_us for row in rows if row.state in PARTLY_BOUND]
-            if bound and any(row.state is State.RESERVED for row in rows):
-                partly[gang] = since_s = self._partly.get(gang, now_s - max(now_us - min(bound), 0) / 1_000_000)
-                if now_s - since_s >= GANG_S:
-                    self._give_up(gang, rows)
-                    del partly[gang]
+            reserved = [row for row in rows if row.state is State.RESERVED]
+            if bound and reserved:
+                partly[gang] = first_us = min(*bound, self._partly.get(gang, now_us))
+                self._give_up(gang, [row for row in reserved if now_us - max(row.updated_us, first_us) >= GANG_US])
         self._partly = partly
 
     def _gangs(self) -> dict[Gang, list[Row]]:
@@ -367,9 +365,10 @@ class Turner:
                     found.setdefault((row.namespace, row.queue, row.gang), []).append(row)
         return found
 
-    def _give_up(self, gang: Gang, rows: Sequence[Row]) -> None:
-        reserved = [row for row in rows if row.state is State.RESERVED]
-        for row in reserved:
-            self.desk.order.astray[row.id] = row.epoch, "GangIncomplete"
-        bound = sorted(row.name for row in rows if row.state in PARTLY_BOUND)
-        log.warning("gang.incomplete", gang="/".join(gang), bound=bound, given_up=[row.name for row in reserved])
+    def _give_up(self, gang: Gang, late: Sequence[Row]) -> None:
+        astray = self.desk.order.astray
+        found = [row for row in late if astray.get(row.id, (0, ""))[0] != row.epoch]
+        for row in found:
+            astray[row.id] = row.epoch, "GangIncomplete"
+        if found:
+            log.warning("gang.incomplete", gang="/".join(gang), given_up=sorted(row.name for row in found))

@@ -244,6 +244,26 @@ async def test_a_gang_that_lost_a_member_takes_its_replacement() -> None:
         await place.check()
 
 
+async def test_the_replacement_of_a_member_has_a_minute_of_its_own() -> None:
+    async with town("a") as place:
+        for number in range(2):
+            await held(place, f"member-{number}", gpus=2, gang=("ring", 2))
+        await place.until(lambda: len(place.bound()) == 2, 10)
+        await place.wait(300)
+        await place.delete("member-0")
+        deaf(place)
+        pod = await held(place, "member-2", gpus=2, gang=("ring", 2))
+        await place.until(lambda: place.state(pod) is State.RESERVED, 5)
+        await place.wait(55)
+        assert place.state(pod) is State.RESERVED
+        await place.until(lambda: place.state(pod) is State.QUEUED, 7)
+        assert place.row(pod).reason == "GangIncomplete"
+        wake(place)
+        await place.until(lambda: "member-2" in place.bound(), 60)
+        await place.wait(3)
+        await place.check()
+
+
 async def test_what_is_reserved_for_a_gang_that_stays_incomplete_is_given_up_after_a_minute() -> None:
     async with town("a", "b") as place:
         place.line.late_s["patch"] = [0.0, 0.0] + [1000.0] * 20  # whatever is written to the second one hangs
