@@ -190,6 +190,8 @@ class Settler:
             desk.book.revert((change,))
             if action.event is Event.ADOPT and (row is None or row.state not in HOLDING):
                 desk.let_go(uid)  # what was adopted: the pod itself says so while it lives
+            if row is not None and row.state in HOLDING and desk.book.rows.get(uid) == row:
+                desk.order.charging.take(row)  # the queues may have changed, and been summed without it
             if row is None and isinstance(error, ConflictError) and (ended := self.recall(uid)) is not None:
                 desk.book.remember(ended)  # it ended so long ago that memory had dropped it
             raise

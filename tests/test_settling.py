@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,6 +18,7 @@ from scheduler.errors import StoreError
 from scheduler.ids import seeded_ids
 from scheduler.kube.port import ApiError, Kind, Object
 from scheduler.ledger.lifecycle import ATTEMPTS_MAX
+from scheduler.model.queue import DEFAULT_QUEUE, Queue, Selector
 from scheduler.model.reservation import Change, State
 from scheduler.store.store import Store
 from scheduler.store.writer import InlineWriter
@@ -31,13 +32,15 @@ class Moody(InlineWriter):
     """A writer that fails as often as it is told."""
 
     fails: list[Exception]
+    meanwhile: Callable[[], object]
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self.fails = []
+        self.fails, self.meanwhile = [], bool
 
     async def commit(self, changes: tuple[Change, ...]) -> None:
         if self.fails:
+            self.meanwhile()
             raise self.fails.pop(0)
         await super().commit(changes)
 
@@ -91,6 +94,30 @@ async def test_an_adoption_that_could_not_be_written_leaves_nothing_booked(here:
     await here.cluster.delete("pods", "default", name_of(pod), grace_s=0)
     await here.until(lambda: here.row(pod).state is State.CANCELLED)
     assert here.app.desk.registry.held(uid) is None
+
+
+@virtual(place)
+async def test_a_charge_that_could_not_be_given_up_stands_though_the_queues_changed_meanwhile(here: Place) -> None:
+    """The disk fails while a pod's end is written, and at that moment somebody changes a quota."""
+    desk = here.app.desk
+
+    def limit(gpus: int) -> None:
+        queue = Queue(DEFAULT_QUEUE, nominal={"gpu": gpus}, namespaces=Selector())
+        desk.queues.replace([(queue, "")])
+        desk.order.charging.settle(desk.book.rows)
+
+    limit(8)
+    pod = await here.pod(gpus=2)
+    await here.until(lambda: pod["metadata"]["uid"] in desk.book.rows and not here.app.settler.working)
+    assert not await here.bind(pod)
+    await here.until(lambda: here.row(pod).state is State.BOUND)
+    here.writer.fails, here.writer.meanwhile = [StoreError("the disk is full")], lambda: limit(4)
+    await here.cluster.delete("pods", "default", name_of(pod), grace_s=0)
+    await here.until(lambda: not here.writer.fails)
+    held = [desk.order.charging.usage.held[DEFAULT_QUEUE, "gpu"]]
+    await here.until(lambda: here.row(pod).state is State.RELEASED)
+    held.append(desk.order.charging.usage.held.get((DEFAULT_QUEUE, "gpu"), 0))
+    assert held == [2, 0]
 
 
 @virtual(place)
