@@ -16,7 +16,7 @@ from scheduler.model.pod import Refusal
 from .reading import Reader
 
 KEPT_MAX = 4096
-"""Readings that one memo keeps, some 500 bytes each; the oldest goes first."""
+"""Readings that one memo keeps; the oldest goes first."""
 
 Reading = TypeVar("Reading")
 
@@ -26,22 +26,31 @@ _PLAIN = 2  # of marshal's formats the last one that writes equal values alike
 class Memo(Generic[Reading]):
     """Remembers readings of one kind; they must be immutable."""
 
-    def __init__(self) -> None:
-        """Remember nothing yet."""
+    def __init__(self, written_max: int = 1 << 30) -> None:
+        """Remember nothing yet.
+
+        Args:
+            written_max: bytes of a part, written down, beyond which it is read each time: needed where the reading is
+                as large as the part, for it stays long after its pod, and many would fill the memory.
+        """
+        self._written_max = written_max
         self._kept: dict[bytes, tuple[Reading, Refusal | None]] = {}
 
     def take(self, given: object, read: Callable[[Reader], Reading], reader: Reader) -> Reading:
         """Return what `read` makes of a part, from memory where it was read before.
 
         Args:
-            given: all that `read` looks at; what is not made of Python's plain types is read every time.
+            given: all that `read` looks at; what is large, or not made of Python's plain types, is read every time.
             read: reads it, and keeps its refusal in the reader that it is given.
             reader: takes that refusal.
         """
         try:
-            key = blake2b(marshal.dumps(given, _PLAIN), digest_size=16).digest()  # type: ignore[arg-type]
+            written = marshal.dumps(given, _PLAIN)  # type: ignore[arg-type]
         except ValueError:
             return read(reader)
+        if len(written) > self._written_max:
+            return read(reader)
+        key = blake2b(written, digest_size=16).digest()
         found = self._kept.get(key)
         if found is None:
             own = Reader()

@@ -21,7 +21,8 @@ from .wishes import QUEUE, misspelt, read_wishes
 _PRIORITY_MAX = 2**31 - 1
 _TOUCH_DIGITS = 18  # below AMOUNT_MAX
 _Asks: TypeAlias = tuple[Amounts, tuple[tuple[str, int], ...], DeviceAsk]  # with tokens, see `Pod`
-_ASKS, _SELECTIONS = Memo[_Asks](), Memo[Selection]()
+_SELECTION_BYTES = 4096  # a selection keeps every word that is written there, three times as large
+_ASKS, _SELECTIONS = Memo[_Asks](), Memo[Selection](_SELECTION_BYTES)
 
 
 def read_pod(raw: Mapping[str, object]) -> Pod:

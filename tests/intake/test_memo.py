@@ -103,3 +103,28 @@ def test_what_is_not_plain_is_read_every_time(memo: Memo[int]) -> None:
     for _ in range(2):
         assert memo.take([object()], read, Reader()) == 1
     assert len(readers) == 2
+
+
+def test_what_is_large_is_read_every_time() -> None:
+    memo = Memo[int](100)
+
+    def refuse(reader: Reader) -> int:
+        reader.refuse(Unreadable("too long; write less."))
+        return 0
+
+    for size in (50, 100, 100):
+        reader = Reader()
+        assert memo.take("x" * size, refuse, reader) == 0
+        assert reader.refusal is not None
+    assert len(memo._kept) == 1
+
+
+def test_long_selections_do_not_stay_after_their_pods() -> None:
+    raw = json.loads(json.dumps(RICH))
+    with patch.object(reading._SELECTIONS, "_kept", {}):
+        read_pod(raw)
+        assert len(reading._SELECTIONS._kept) == 1
+        for number in range(3):
+            raw["spec"]["nodeSelector"] = {f"key-{number}-{row}": "v" * 60 for row in range(100)}
+            assert len(read_pod(raw).request.selection.labels) == 100
+        assert len(reading._SELECTIONS._kept) == 1
