@@ -213,7 +213,7 @@ class Turner:
                     if not whole:
                         break
             whole = whole and room > 0
-            self._leave(turn, whole=whole)
+            self._leave(turn, state[0], whole=whole)
             began_s = self.clock.monotonic()
             for asked in self.grower.after(chain(refused, ((unit, "") for unit in turn.undecided()))) if whole else ():
                 self._news = self._news or asked  # they block others from now on
@@ -223,15 +223,16 @@ class Turner:
                     began_s = self.clock.monotonic()
         self._next_s = min(self._next_s, self.grower.due_s())
 
-    def _leave(self, turn: Turn, *, whole: bool) -> None:
-        """Leave for those who come between two turns what this one found; it may have ended before its end."""
+    def _leave(self, turn: Turn, layout: int, *, whole: bool) -> None:
+        """Leave for those who come between two turns what this one found, on the nodes as they were when it began."""
         order = self.desk.order
         left = list(turn.undecided())
         word = "WaitingBehindPriority" if whole else "PendingEvaluation"
         self.grower.say(chain.from_iterable(unit.members for unit in left), word)
         nodes = self.desk.registry.snapshot().nodes
-        order.barriers, order.layout = turn.barriers(nodes), self.desk.registry.columns.layout
-        self._news = self._news or not whole
+        order.barriers, order.layout = turn.barriers(nodes), layout
+        if not whole:
+            self.ring()
 
     def _lined(self) -> Iterator[Waiting]:
         """Yield who may be decided now, and say of the others why they may not."""

@@ -14,8 +14,10 @@ from scheduler.desk import Desk
 from scheduler.embedded.cluster import EmbeddedCluster
 from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
+from scheduler.ledger.ledger import advance
+from scheduler.ledger.taking import newborn
 from scheduler.model.pod import Pod
-from scheduler.model.reservation import Change, State
+from scheduler.model.reservation import Change, Event, State
 from scheduler.settling import Settler
 from scheduler.turning import Turner
 from tests.objects import raw_node, raw_pod
@@ -85,3 +87,37 @@ async def test_who_is_gone_stands_in_nobodys_way(here: Place) -> None:
     here.desk.order.barriers = {"default": ()}
     await here.turner.step()
     assert not here.desk.order.barriers
+
+
+def wait(here: Place, name: str, gpus: int) -> Pod:
+    """Let a pod wait for a turn."""
+    pod, desk = read_pod(raw_pod(name, gpus)), here.desk
+    desk.registry.put_pod(pod)
+    now_us = desk.clock.wall_us()
+    born = newborn(pod.request, fence=1, now_us=now_us)
+    desk.book.apply((advance(None, Event.SUBMIT, now_us=now_us, fence=1, born=born),))
+    here.turner.waiting[pod.uid] = None
+    here.turner.ring()
+    return pod
+
+
+@virtual(place)
+async def test_a_turn_that_new_nodes_end_leaves_nothing_about_them_and_the_next_one_comes_at_once(here: Place) -> None:
+    desk, turner = here.desk, here.turner
+    new = [node for name, gpus in (("plain", 0), ("more", 8)) if (node := read_node(raw_node(name, gpus=gpus), {}))]
+    desk.registry.put_node(new[0])
+    desk.called_s, turner.slice_s = desk.clock.monotonic(), -1.0  # others come in after each decision
+    for name in ("a", "b", "d"):
+        wait(here, name, 8)
+    turner.bell.clear()
+    taking = asyncio.get_running_loop().create_task(turner.step())
+    while "uid-b" not in desk.order.words:
+        await desk.clock.sleep(0)
+    desk.registry.put_node(new[1])
+    await taking
+    assert desk.book.rows["uid-d"].state is State.QUEUED
+    between = read_pod(raw_pod("c", 0))
+    assert desk.filter(between, ["plain", "more"]).reason == "WaitingBehindPriority"
+    assert turner.bell.is_set()
+    await turner.step()
+    assert desk.book.rows["uid-b"].node == "more"
