@@ -49,6 +49,7 @@ class Outlook:
         broken: ``[SLOTS_MAX + 1]`` GPUs that so many free cards waste, being too few for pods that ask several; None
             while nobody asks several.
         shares: milli of one share (0 = what mib is of the device), mib, and how often.
+        by_memory: some shares are what their memory is of the card, so that gaps differ from model to model.
         price: ``[M]`` of one GPU, in GPUs; None while nobody is bound to a model.
     """
 
@@ -56,6 +57,7 @@ class Outlook:
     broken: Floats | None
     price: Floats | None
     shares: tuple[tuple[int, int, float], ...]
+    by_memory: bool
 
 
 @lru_cache(maxsize=4)
@@ -80,6 +82,7 @@ def outlook(mix: Mix) -> Outlook:
         broken=BROKEN * broken if broken.any() else None,
         price=PRICE * np.minimum(mix.price, PRICE_MAX).astype(np.float64) if mix.price.any() else None,
         shares=tuple((*size, often) for size, often in sizes.items()),
+        by_memory=any(mib for _, mib in sizes),
     )
 
 
@@ -164,15 +167,14 @@ def card_costs(snapshot: Snapshot, ask: Ask, mix: Mix, free: I32) -> Counts:
     Returns:
         ``[D, N]``; `NO_ROOM` where the share has none.
     """
-    mib, milli = sharing.sizes(snapshot, ask)
-    left = free - milli
+    left = free - _share_milli(snapshot, ask)
     fits = left >= 0
     if ask.device_mib:
-        fits &= snapshot.memory_mib_free >= mib
+        fits &= snapshot.memory_mib_free >= ask.device_mib
     if not ask.models.all():
         fits &= ask.models.take(snapshot.model)
     np.maximum(left, 0, out=left)
-    if any(of_memory for _, of_memory, _ in outlook(mix).shares):
+    if outlook(mix).by_memory:
         cost = np.zeros(free.shape, np.int64)
         for memory in np.unique(snapshot.memory_mib_total).tolist():
             table, here = gaps(mix, memory), snapshot.memory_mib_total == memory
@@ -195,17 +197,24 @@ def _taken(snapshot: Snapshot, ask: Ask, mix: Mix, free: I32) -> tuple[Floats | 
         return count * SLICE_MILLI / MILLI * sizes.astype(np.float64), 0, cost
     if ask.kind == Kind.NONE:
         return 0.0, 0, cost
-    costs, milli = card_costs(snapshot, ask, mix, free), sharing.sizes(snapshot, ask)[1]
-    cards = costs.argmin(axis=0)[None] if count == 1 else np.argsort(costs, axis=0, kind="stable")[:count]
+    costs, milli = card_costs(snapshot, ask, mix, free), _share_milli(snapshot, ask)
+    if count == 1 and isinstance(milli, int):
+        card = costs.argmin(axis=0)
+        here = card * snapshot.nodes + np.arange(snapshot.nodes)
+        chosen = costs.ravel().take(here)
+        room = chosen < NO_ROOM
+        return milli / MILLI * room, (free.ravel().take(here) >= MILLI) & room, chosen * room / MICRO
+    cards = np.argsort(costs, axis=0, kind="stable")[:count]
     chosen = np.take_along_axis(costs, cards, axis=0)
-    there = chosen < NO_ROOM
-    fresh = ((np.take_along_axis(free, cards, axis=0) >= MILLI) & there).sum(axis=0)
-    cost += (chosen * there).sum(axis=0) / MICRO
-    if isinstance(milli, int):
-        taken = milli / MILLI * there.sum(axis=0)
-    else:
-        taken = (np.take_along_axis(milli, cards, axis=0) * there).sum(axis=0) / MILLI
-    return np.asarray(taken, np.float64), fresh, cost
+    room = chosen < NO_ROOM
+    fresh = ((np.take_along_axis(free, cards, axis=0) >= MILLI) & room).sum(axis=0)
+    each = milli if isinstance(milli, int) else np.take_along_axis(milli, cards, axis=0)
+    return np.asarray((each * room).sum(axis=0) / MILLI, np.float64), fresh, (chosen * room).sum(axis=0) / MICRO
+
+
+def _share_milli(snapshot: Snapshot, ask: Ask) -> Counts | int:
+    """Return what one share takes of each card, ``[D, N]``, or one number where it is the same of all."""
+    return ask.device_milli or sharing.sizes(snapshot, ask)[1]
 
 
 def _mig_milli(snapshot: Snapshot) -> Counts | int:

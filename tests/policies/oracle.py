@@ -340,7 +340,8 @@ def _shares_on(s: Snapshot, a: Ask, n: int, mix: Mix, free: list[int]) -> tuple[
     for d in range(s.slots):
         total = int(s.memory_mib_total[d, n])
         milli = a.device_milli or max(1, 1000 * a.device_mib // max(total, 1))
-        if free[d] >= milli and a.models[s.model[d, n]] and s.memory_mib_free[d, n] >= a.device_mib:
+        enough = free[d] >= milli and (not a.device_mib or s.memory_mib_free[d, n] >= a.device_mib)
+        if enough and a.models[s.model[d, n]]:
             grown = round(1e6 * _gap(mix, free[d] - milli, total)) - round(1e6 * _gap(mix, free[d], total))
             found.append((grown, d, milli))
     found = sorted(found)[: a.count]
