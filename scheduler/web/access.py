@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from scheduler.clock import Clock
-from scheduler.errors import ConfigError
+from scheduler.errors import ConfigError, TesseraError
 from scheduler.model.subject import Grant, Reach, Role, Scope, Subject, reach_of
 
 from .problems import problem
@@ -36,7 +36,7 @@ def _row(admin: Scope, operator: Scope, user: Scope, viewer: Scope, service: Sco
     return dict(zip(Role, (admin, operator, user, viewer, service), strict=True))
 
 
-_ALL, _QUEUE, _OWN, _NONE = Scope.ALL, Scope.QUEUE, Scope.OWN, Scope.NONE
+_ALL, _QUEUE, _OWN = Scope.ALL, Scope.QUEUE, Scope.OWN
 
 RULES: Mapping[tuple[str, str], Row] = {
     # method, route                                        admin operator user  viewer  service
@@ -60,7 +60,7 @@ class Bearers(Protocol):
     """Knows people by their tokens."""
 
     async def subject(self, token: str) -> Subject | None:
-        """Return who shows this token; None = nobody whom this one knows. Raises UnavailableError."""
+        """Return who shows this token; None = nobody whom this one knows. Raises TesseraError: cannot be found out."""
         ...
 
 
@@ -123,7 +123,13 @@ class Access:
             row = None if resource is None else RULES.get((_method(request), resource.canonical))
             if row is None or row is ANYBODY:  # without a row: no such path or method, which the router says
                 return await handler(request)
-            subject = await self.subject(request)
+            try:
+                subject = await self.subject(request)
+            except TesseraError as error:  # what went wrong inside is nothing for strangers
+                log.warning("access.unavailable", error=str(error))
+                answer = problem(503, "access.unavailable", "who you are cannot be found out now; try again")
+                answer.headers["Retry-After"] = "1"
+                return answer
             if subject is None:
                 answer = problem(401, "access.unauthenticated", "send `Authorization: Bearer TOKEN` with a valid token")
                 answer.headers["WWW-Authenticate"] = 'Bearer realm="tessera"'

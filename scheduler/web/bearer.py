@@ -22,9 +22,10 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from scheduler.clock import Clock
+from scheduler.errors import TesseraError
 from scheduler.model.subject import Subject
 
-from .access import Binding, bound
+from .access import Binding, Rate, bound
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +36,18 @@ Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]
 
 KNOWN_MAX = 4096
 KNOWN_S, UNKNOWN_S = 60.0, 10.0
+REVIEWS_PER_S, REVIEWS_BURST, REVIEWS_AT_ONCE = 50.0, 100.0, 8
+"""Of tokens that are not known: whoever makes them up shall not take the API server's time, and Tessera's own calls to
+it, from everybody else."""
 KEYS_S, KEYS_AGAIN_S = 3600.0, 60.0
 LEEWAY_MAX_S = 60
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
+
+
+class CrowdedError(TesseraError):
+    """More unknown tokens are shown than the API server is asked about; try again."""
+
+    code = "access.unavailable"
 
 
 @dataclass(slots=True)
@@ -48,15 +58,33 @@ class KubernetesTokens:
     audiences: tuple[str, ...]
     bindings: tuple[Binding, ...]
     clock: Clock
+    _strangers: Rate = field(init=False)
+    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(REVIEWS_AT_ONCE))
     _known: OrderedDict[bytes, tuple[float, Subject | None]] = field(default_factory=OrderedDict)
 
+    def __post_init__(self) -> None:
+        """Begin with a full burst."""
+        self._strangers = Rate(self.clock, REVIEWS_PER_S, REVIEWS_BURST)
+
     async def subject(self, token: str) -> Subject | None:
-        """Return who shows this token; asks the API server at most once a minute about each."""
-        key, now_s = hashlib.sha256(token.encode()).digest(), self.clock.monotonic()
+        """Return who shows this token; asks the API server at most once a minute about each.
+
+        Raises:
+            CrowdedError: too many unknown tokens are shown; who was known a minute ago is asked about all the same.
+            TesseraError: the API server did not answer.
+        """
+        key = hashlib.sha256(token.encode()).digest()
         until_s, subject = self._known.get(key, (0.0, None))
-        if now_s < until_s:
+        if self.clock.monotonic() < until_s:
             return subject
-        told = await self.review(token, self.audiences)
+        if subject is None and self._strangers.wait_s("") > 0:
+            raise CrowdedError("too many unknown tokens are shown")
+        async with self._turns:
+            until_s, subject = self._known.get(key, (0.0, None))  # the one before may have asked about the same
+            now_s = self.clock.monotonic()
+            if now_s < until_s:
+                return subject
+            told = await self.review(token, self.audiences)
         subject = None if told is None else bound("kubernetes", told[0], told[1], self.bindings)
         self._known[key] = (now_s + (KNOWN_S if subject else UNKNOWN_S), subject)
         self._known.move_to_end(key)

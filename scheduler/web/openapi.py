@@ -208,6 +208,7 @@ def _operation(path: str, read: Read) -> Schema:
     answers["401"] = _problem("`access.unauthenticated`: no valid token.")
     answers["403"] = _problem("`access.denied`: no role of whose token it is allows this.")
     answers["429"] = _problem("`rate.limited`: too many calls; see Retry-After.")
+    answers["503"] = _problem("`access.unavailable`: whose token it is cannot be found out now; see Retry-After.")
     if read.missing:
         answers["404"] = _problem(f"`{read.missing}`: there is no such thing.")
     return {

@@ -15,6 +15,7 @@ from aiohttp import web
 from scheduler.clock import RealClock
 from scheduler.errors import ConfigError
 from scheduler.intake.pod import read_pod
+from scheduler.kube.port import ApiError
 from scheduler.ledger.ledger import advance
 from scheduler.ledger.taking import newborn
 from scheduler.model.pod import Pod
@@ -171,6 +172,23 @@ async def test_the_holders_of_gpus_are_those_within_reach() -> None:
             assert isinstance(items, list)
             assert any(holder in one["requests"] for one in items) is seen
             assert any(one["use"] == "whole" for one in items)  # taken all the same
+
+
+async def test_where_tokens_cannot_be_looked_up_strangers_hear_nothing_of_what_is_wrong() -> None:
+    door = Door()
+
+    async def away(_token: str) -> Subject | None:
+        raise ApiError(403, "Forbidden", "system:serviceaccount:tessera-system:tessera cannot create tokenreviews")
+
+    door.known.subject = away  # type: ignore[method-assign, assignment]
+    async with (
+        serving(door.app()) as client,
+        client.get("/api/v1/nodes", headers={"Authorization": "Bearer x"}) as answer,
+    ):
+        text = await answer.text()
+        assert (answer.status, orjson.loads(text)["code"]) == (503, "access.unavailable")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "tessera-system" not in text
 
 
 async def test_me_tells_name_and_grants() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import itertools
@@ -18,7 +19,16 @@ from joserfc.jwk import ECKey, RSAKey
 
 from scheduler.model.subject import Grant, Role, Subject
 from scheduler.web.access import Binding
-from scheduler.web.bearer import KubernetesTokens, OidcTokens, Provider, Review
+from scheduler.web.bearer import (
+    KNOWN_S,
+    REVIEWS_AT_ONCE,
+    REVIEWS_BURST,
+    CrowdedError,
+    KubernetesTokens,
+    OidcTokens,
+    Provider,
+    Review,
+)
 
 NOW_S = 1_800_000_000
 ISSUER, AUDIENCE, URL = "https://id.example.org", "tessera", "https://id.example.org/keys"
@@ -280,3 +290,49 @@ async def test_what_is_known_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatc
     assert len(known._known) == 8
     assert len(reviewer.asked) == 100
     assert all(b"token" not in key for key in known._known)
+
+
+async def test_made_up_tokens_take_little_of_the_api_servers_time_and_nothing_from_those_who_are_known() -> None:
+    reviewer, clock = Reviewer(("system:serviceaccount:vision:ci", ())), Clock()
+    known = kubernetes(reviewer.review, clock)
+    assert await known.subject("good") is not None
+    reviewer.answer, refused = None, 0
+    for number in range(1000):
+        try:
+            assert await known.subject(f"made-up-{number}") is None
+        except CrowdedError:
+            refused += 1
+    assert len(reviewer.asked) == REVIEWS_BURST
+    assert refused == 1001 - REVIEWS_BURST
+    assert await known.subject("good") is not None
+    clock.now_s += KNOWN_S
+    while True:
+        try:
+            await known.subject(f"more-{len(reviewer.asked)}")
+        except CrowdedError:
+            break
+    reviewer.answer = ("system:serviceaccount:vision:ci", ())
+    assert await known.subject("good") is not None, "asked about again, whatever strangers do"
+
+
+async def test_few_reviews_are_under_way_at_once_and_one_token_needs_one() -> None:
+    go, under_way, most, asked = asyncio.Event(), 0, 0, 0
+
+    async def review(_token: str, _audiences: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+        nonlocal under_way, most, asked
+        under_way, asked = under_way + 1, asked + 1
+        most = max(most, under_way)
+        await go.wait()
+        under_way -= 1
+        return "alice", ()
+
+    known = kubernetes(review, Clock())
+    async with asyncio.timeout(5):
+        tasks = [asyncio.create_task(known.subject(f"token-{number % 20}")) for number in range(40)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        go.set()
+        found = await asyncio.gather(*tasks)
+    assert most == REVIEWS_AT_ONCE
+    assert asked == 20
+    assert all(one is not None and one.name == "kubernetes:alice" for one in found)
