@@ -13,7 +13,7 @@ from scheduler.clock import RealClock
 from scheduler.config import seconds
 from scheduler.errors import ConfigError
 from scheduler.model.subject import Grant, Role
-from scheduler.web.tokens import TOKENS_MAX, ApiToken, new_token, read_tokens, revoked, write_tokens
+from scheduler.web.tokens import TOKENS_MAX, ApiToken, changing, new_token, read_tokens, take_out
 
 from .output import console, reporting, say_json, table
 from .places import state_folder
@@ -42,15 +42,15 @@ def create(
     """Make a token and show it, once; only its hash is kept."""
     with reporting(as_json=json):
         path = _file(file)
-        tokens = read_tokens(path)
-        if any(one.name == name for one in tokens):
-            raise ConfigError(f"{path} has a token called {name}; revoke it first, or choose another name")
-        if len(tokens) >= TOKENS_MAX:
-            raise ConfigError(f"{path} has {TOKENS_MAX} tokens; revoke some first")
         grant = Grant(role, frozenset(namespace or ()), frozenset(queue or ()))
         _check(grant)
         text, made = new_token(name, grant, _until(expires))
-        write_tokens(path, [*tokens, made])
+        with changing(path) as tokens:
+            if any(one.name == name for one in tokens):
+                raise ConfigError(f"{path} has a token called {name}; revoke it first, or choose another name")
+            if len(tokens) >= TOKENS_MAX:
+                raise ConfigError(f"{path} has {TOKENS_MAX} tokens; revoke some first")
+            tokens.append(made)
     if json:
         say_json({"token": text, **made.line(), "file": str(path)}, ok=True)
         return
@@ -105,10 +105,10 @@ def revoke(
     """Take tokens out of the file; a running Tessera refuses them within a second."""
     with reporting(as_json=json):
         path = _file(file)
-        kept, gone = revoked(read_tokens(path), named)
-        if not gone:
-            raise ConfigError(f"{path} has no token {named}; list them with `tessera token list`")
-        write_tokens(path, kept)
+        with changing(path) as tokens:
+            gone = take_out(tokens, named)
+            if not gone:
+                raise ConfigError(f"{path} has no token {named}; list them with `tessera token list`")
     if json:
         say_json({"revoked": [one.id for one in gone]}, ok=True)
     else:

@@ -6,11 +6,14 @@ Invariant: a file that cannot be read grants nothing new and takes nothing away;
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,7 +85,7 @@ def read_tokens(path: Path) -> list[ApiToken]:
     if size > FILE_MAX:
         raise ConfigError(f"{path}: has {size} bytes; at most {FILE_MAX} are read")
     try:
-        tree = yaml.safe_load(text) or {}
+        tree = yaml.load(text, yaml.CSafeLoader) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     listed = tree.get("tokens") if isinstance(tree, dict) else None
@@ -92,6 +95,30 @@ def read_tokens(path: Path) -> list[ApiToken]:
     if len({one.id for one in found}) < len(found):
         raise ConfigError(f"{path}: two tokens have one id; revoke one of them")
     return found
+
+
+@contextmanager
+def changing(path: Path) -> Generator[list[ApiToken]]:
+    """Give out the tokens of a file, and write down what has become of the list; two who change it take turns.
+
+    Raises:
+        ConfigError: it cannot be read or written; then it is as it was.
+    """
+    folder = -1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    except OSError as error:
+        if folder >= 0:
+            os.close(folder)
+        raise ConfigError(f"{path}: cannot be written: {error}") from error
+    try:
+        tokens = read_tokens(path)
+        yield tokens
+        write_tokens(path, tokens)
+    finally:
+        os.close(folder)
 
 
 def write_tokens(path: Path, tokens: Iterable[ApiToken]) -> None:
@@ -158,8 +185,9 @@ class ApiTokens:
     clock: Clock
     _tokens: dict[str, ApiToken] = field(default_factory=dict)
     _own: dict[str, ApiToken] = field(default_factory=dict)
-    _seen: tuple[int, int, int] = (-1, -1, -1)
+    _seen: tuple[int, int, int, int] | None = None
     _looked_s: float = float("-inf")
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def admit(self, token: ApiToken) -> None:
         """Take a token that is in no file."""
@@ -169,37 +197,41 @@ class ApiTokens:
         """Return who shows this token, None where it is unknown, revoked or over."""
         if not token.startswith(PREFIX):
             return None
-        self._look()
+        async with self._reading:
+            await self._look()
         number = token.removeprefix(PREFIX).partition("_")[0]
         known = self._own.get(number) or self._tokens.get(number)
-        if known is None or not hmac.compare_digest(known.sha256, digest(token)):
+        if known is None or not hmac.compare_digest(known.sha256.encode(), digest(token).encode()):
             return None
         if known.expires_us and known.expires_us <= self.clock.wall_us():
             return None
         return Subject(f"token:{known.name}", (known.grant,))
 
-    def _look(self) -> None:
-        """Read the file when it is another than the one that was read, at most once a second."""
+    async def _look(self) -> None:
+        """Read the file when it is another than the one that was read, at most once a second.
+
+        Ten thousand tokens take a second to read: nothing else waits for them.
+        """
         now_s = self.clock.monotonic()
         if self.path is None or now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
         try:
             state = self.path.stat()
-            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
+            seen = (state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size)
         except OSError:
-            seen = (0, 0, 0)
+            seen = (0, 0, 0, 0)
         if seen == self._seen:
             return
         self._seen = seen
         try:
-            self._tokens = {one.id: one for one in read_tokens(self.path)}
+            self._tokens = {one.id: one for one in await asyncio.to_thread(read_tokens, self.path)}
         except ConfigError as error:
             log.warning("tokens.unread", text=str(error))
 
 
-def revoked(tokens: Iterable[ApiToken], named: str) -> tuple[list[ApiToken], list[ApiToken]]:
-    """Return the tokens that stay, and those that go because this is their id or name."""
-    listed = list(tokens)
-    gone = [one for one in listed if named in {one.id, one.name}]
-    return [one for one in listed if one not in gone], gone
+def take_out(tokens: list[ApiToken], named: str) -> list[ApiToken]:
+    """Take out and return the tokens of which this is the id or the name."""
+    gone = [one for one in tokens if named in {one.id, one.name}]
+    tokens[:] = [one for one in tokens if one not in gone]
+    return gone

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from structlog.testing import capture_logs
 
 from scheduler.errors import ConfigError
 from scheduler.model.subject import Grant, Role
-from scheduler.web.tokens import ApiToken, ApiTokens, digest, new_token, read_tokens, revoked, write_tokens
+from scheduler.web.tokens import ApiToken, ApiTokens, changing, digest, new_token, read_tokens, take_out, write_tokens
 from tests.cli.stage import tessera
 from tests.web.test_bearer import NOW_S, Clock
 
@@ -60,7 +63,8 @@ async def test_a_token_is_known_until_it_is_over_or_revoked(tmp_path: Path) -> N
     assert await known.subject(swapped) is None
     clock.now_s += 60
     assert await known.subject(short) is None
-    write_tokens(path, revoked(read_tokens(path), "long")[0])
+    with changing(path) as tokens:
+        assert [one.name for one in take_out(tokens, "long")] == ["long"]
     clock.now_s += 1
     assert await known.subject(long) is None
 
@@ -80,6 +84,65 @@ async def test_a_file_that_cannot_be_read_changes_nothing_and_is_named_once(tmp_
     await asyncio.to_thread(path.unlink)
     clock.now_s += 2
     assert await known.subject(text) is None
+
+
+async def test_a_file_that_was_changed_in_its_place_is_read_again(tmp_path: Path) -> None:
+    path, clock = tmp_path / "tokens.yaml", Clock()
+    (first, made), (second, other) = new_token("one", GRANT), new_token("two", GRANT)
+    write_tokens(path, [made])
+    known = ApiTokens(path, clock)  # type: ignore[arg-type]
+    assert await known.subject(first)
+    was = path.stat()
+    path.write_text(path.read_text().replace(made.id, other.id).replace(made.sha256, other.sha256))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))  # as a copy that keeps times, or a change of rights alone
+    clock.now_s += 2
+    assert await known.subject(first) is None
+    assert await known.subject(second)
+
+
+async def test_nobody_but_those_with_tokens_waits_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    text, made = new_token("one", GRANT)
+
+    def slow(_: Path) -> list[ApiToken]:
+        go.wait(5)
+        return [made]
+
+    monkeypatch.setattr("scheduler.web.tokens.read_tokens", slow)
+    known = ApiTokens(tmp_path / "tokens.yaml", Clock())  # type: ignore[arg-type]
+    calls = [asyncio.create_task(known.subject(text)) for _ in range(3)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not any(call.done() for call in calls)
+    go.set()
+    assert all(await asyncio.gather(*calls))
+
+
+def test_two_who_change_the_file_at_once_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "tokens.yaml"
+
+    def add(number: int) -> None:
+        with changing(path) as tokens:
+            tokens.append(new_token(f"t{number}", GRANT)[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert {one.name for one in read_tokens(path)} == {f"t{number}" for number in range(40)}
+
+
+def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.yaml"
+    write_tokens(path, [new_token("one", GRANT)[1]])
+    was = path.read_text()
+
+    def fail() -> None:
+        with changing(path) as tokens:
+            tokens.clear()
+            raise ConfigError
+
+    with pytest.raises(ConfigError):
+        fail()
+    assert path.read_text() == was
 
 
 @pytest.mark.parametrize(
