@@ -11,6 +11,7 @@ from nodeagent.attribution import Grant, Held, held, uses
 from nodeagent.collect import Collector
 from nodeagent.health import Record, Signs
 from nodeagent.kubelet import KubeletError, PodResources
+from nodeagent.mig import Divider
 from nodeagent.nvml import XID_EVENT, Event, Gpu, Nvml
 from nodeagent.owners import Owners
 from nodeagent.report import POD, REASONS_MAX, USES_MAX, XIDS_MAX, Device, Report, Use, Xid
@@ -59,6 +60,9 @@ class Agent:
         self._xids: dict[tuple[str, int], Xid] = {}
         self._boot, self._seq = "", 0
         self._uses: Sequence[Use] = ()
+        self.divider: Divider | None = None
+        """Changes MIG layouts, in exact mode; a device in change is reported as such."""
+        self._changes = 0
         self.tokens: Mapping[str, Sequence[str]] = {}
         """Devices and slices behind Tessera's own tokens, in exact mode."""
 
@@ -85,11 +89,17 @@ class Agent:
         if self._boot not in {"", boot}:
             self._records = {key: health.boot(one, self._now_s()) for key, one in self._records.items()}
         self._boot = boot
+        if self.divider is not None and self.divider.count != self._changes:
+            deep, self._changes = True, self.divider.count  # handles of instances that went are void
         seen = self.collector.look(boot=boot, seq=self._seq, at_us=self._wall_us(), deep=deep)
         for lost in seen.report.lost:
             if lost.uuid is not None:
                 self._observe((lost.uuid, None), Signs(lost=True))
-        devices = tuple(self._judged(device) for device in seen.report.devices)
+        changing = self.divider.changing(one.uuid for one in seen.report.devices) if self.divider else ()
+        devices = tuple(
+            replace(one, reconfiguring=one.reconfiguring or one.uuid in changing)
+            for one in map(self._judged, seen.report.devices)
+        )
         notes: list[str] = []
         holding = self._holding(devices, notes)
         found = uses(devices, seen.running, self._owners.of(one.pid for one in seen.running), holding)

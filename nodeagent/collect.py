@@ -167,9 +167,9 @@ class Collector:
         return None
 
     def _redivided(self) -> bool:
-        """Say whether a GPU's MIG mode is another than when it was identified."""
+        """Say whether a GPU's MIG mode is another than when it was identified, or its layout was not known."""
         modes = ((card, card.gpu.mig_mode()) for card in self._cards)
-        return any(
+        return any(card.fixed.reconfiguring for card in self._cards) or any(
             (mode[0] == 1) != (card.fixed.mig_mode == MIG_ON) for card, mode in modes if not isinstance(mode, Absent)
         )
 
@@ -177,7 +177,7 @@ class Collector:
         """Read what seldom changes. What is not there stays at its default."""
         mode = gpu.mig_mode()
         pci, memory = known(gpu.ask("DeviceGetPciInfo")), known(gpu.memory())
-        profiles = [] if isinstance(mode, Absent) else gpu.profiles()[:PROFILES_MAX]
+        profiles, parts = self._divided(gpu, mode)
         bus = str(pci.busId) if pci else ""
         numa, serial = self._numa(bus), known(gpu.ask("DeviceGetSerial"))
         numa = known(gpu.ask("DeviceGetNumaNodeId")) if numa is None else numa
@@ -194,14 +194,24 @@ class Collector:
             architecture=_small(known(gpu.ask("DeviceGetArchitecture"))),
             mig_mode=MIG_NONE if isinstance(mode, Absent) else MIG_ON if mode[0] else MIG_OFF,
             mig_pending=not isinstance(mode, Absent) and mode[0] != mode[1],
-            profiles=tuple(profiles),
+            profiles=tuple(known(profiles) or ()),
+            reconfiguring=isinstance(parts, Absent),
         )
-        return _Card(gpu, fixed, self._divided(gpu, fixed, profiles), gpu.gpm_supported())
+        return _Card(gpu, fixed, known(parts) or [], gpu.gpm_supported())
 
     @staticmethod
-    def _divided(gpu: Gpu, fixed: Device, profiles: Sequence[Profile]) -> list[Instance]:
-        found = gpu.instances(profiles) if fixed.mig_mode == MIG_ON else []
-        return [] if isinstance(found, Absent) else found[:SLICES_MAX]
+    def _divided(gpu: Gpu, mode: tuple[int, int] | Absent) -> tuple[list[Profile] | Absent, list[Instance] | Absent]:
+        """Return profiles and instances; both empty only where there are none for certain."""
+        if isinstance(mode, Absent):
+            return ([], []) if mode.why is Why.NOT_SUPPORTED else (mode, mode)
+        for _ in range(2):  # once more when an instance went away between two calls
+            profiles = gpu.profiles()
+            if isinstance(profiles, Absent):
+                continue
+            parts = gpu.instances(profiles) if mode[0] else []
+            if not isinstance(parts, Absent):
+                return profiles[:PROFILES_MAX], parts[:SLICES_MAX]
+        return profiles, profiles if isinstance(profiles, Absent) else parts
 
     def _link(self) -> None:
         """Name the far ends of NVLink by UUID, which takes every card."""

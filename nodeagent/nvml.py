@@ -170,6 +170,11 @@ def known(value: Any) -> Any:
     return None if isinstance(value, Absent) else value
 
 
+def _lacking(value: Absent) -> bool:
+    """Say whether this card has no such profile, rather than that it could not say."""
+    return value.why is Why.NOT_SUPPORTED or value.code == pynvml.NVML_ERROR_INVALID_ARGUMENT
+
+
 class Gpu:
     """One GPU: its handle, and what it is known not to support."""
 
@@ -240,10 +245,9 @@ class Gpu:
         clients = self.ask("DeviceGetMPSComputeRunningProcesses_v3", handle=handle)
         rows = {(one.pid, one.gpuInstanceId, one.computeInstanceId): one for one in [*found, *(known(clients) or ())]}
         return [
-            Process(one.pid, None if one.usedGpuMemory is None else one.usedGpuMemory // MIB,
-                    _instance(one.gpuInstanceId), _instance(one.computeInstanceId))
-            for one in rows.values()
-        ]  # fmt: skip
+            Process(pid, None if one.usedGpuMemory is None else one.usedGpuMemory // MIB, _instance(gi), _instance(ci))
+            for (pid, gi, ci), one in rows.items()
+        ]
 
     def process_use(self, since_us: int) -> dict[int, float]:
         """Return pid -> share of the multiprocessors' time since then; empty where nobody ran or nothing is said."""
@@ -254,12 +258,16 @@ class Gpu:
         latest = {one.pid: one for one in sorted(samples, key=lambda one: int(one.timeStamp))}
         return {pid: min(one.smUtil, 100) / 100 for pid, one in latest.items()}
 
-    def profiles(self) -> list[Profile]:
-        """Return the MIG profiles of this GPU, with placements where we may read them."""
-        rows = (
-            self.ask("DeviceGetGpuInstanceProfileInfo", row) for row in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT)
-        )
-        return [self._profile(one) for one in rows if not isinstance(one, Absent)]
+    def profiles(self) -> list[Profile] | Absent:
+        """Return the MIG profiles of this GPU, with placements where we may read them; all of them or none."""
+        found = []
+        for row in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+            one = self.ask("DeviceGetGpuInstanceProfileInfo", row)
+            if not isinstance(one, Absent):
+                found.append(self._profile(one))
+            elif not _lacking(one):
+                return one
+        return found
 
     def _profile(self, one: Any) -> Profile:
         starts, size = self._placements(one.id)
@@ -290,20 +298,23 @@ class Gpu:
         return value
 
     def instances(self, profiles: Sequence[Profile]) -> list[Instance] | Absent:
-        """Return every MIG instance, also GPU instances in which nothing was made yet."""
+        """Return every MIG instance, also GPU instances in which nothing was made yet; all of them or none."""
         found: list[Instance] = []
         for profile in profiles:
             handles = self._listed("DeviceGetGpuInstances", self.handle, profile.id, pynvml.c_nvmlGpuInstance_t)
             if isinstance(handles, Absent):
                 return self._walk() if handles.why is Why.NO_PERMISSION else handles
             for handle in handles:
-                found += self._instance(handle, profile)
+                parts = self._instance(handle, profile)
+                if isinstance(parts, Absent):
+                    return parts
+                found += parts
         return sorted(found, key=lambda one: (one.start or 0, one.ci or 0))
 
-    def _instance(self, handle: Any, profile: Profile) -> list[Instance]:
+    def _instance(self, handle: Any, profile: Profile) -> list[Instance] | Absent:
         seen = self.ask("GpuInstanceGetInfo", handle=handle)
         if isinstance(seen, Absent):
-            return []  # destroyed since it was listed
+            return seen
         place = seen.placement
         common = (profile.id, profile.name, place.start, place.size, profile.memory_mib)
         parts: list[Instance] = []
@@ -312,11 +323,13 @@ class Gpu:
             if not 0 < _CI_SLICES[row] <= left:
                 continue
             listed = self._listed("GpuInstanceGetComputeInstances", handle, row, pynvml.c_nvmlComputeInstance_t)
-            for ci in [] if isinstance(listed, Absent) else listed:
+            if isinstance(listed, Absent) and not _lacking(listed):
+                return listed
+            for ci in known(listed) or ():
                 told = self.ask("ComputeInstanceGetInfo", handle=ci)
                 uuid = told if isinstance(told, Absent) else self.ask("DeviceGetUUID", handle=told.device)
-                if isinstance(told, Absent) or isinstance(uuid, Absent):
-                    continue
+                if isinstance(uuid, Absent):
+                    return uuid
                 parts.append(Instance(seen.id, told.id, uuid, *common, told.device))
                 left -= _CI_SLICES[row]
         return parts or [Instance(seen.id, None, None, *common)]
@@ -327,21 +340,29 @@ class Gpu:
         value = self.ask(call, profile, handles, ctypes.byref(count), handle=handle)
         return value if isinstance(value, Absent) else list(handles[: count.value])
 
+    def divide(self, profile: int, start: int, size: int) -> Any:
+        """Make a GPU instance at this place, never where the driver would put it; return its handle, or Absent."""
+        span = pynvml.c_nvmlGpuInstancePlacement_t(start, size)
+        return self.ask("DeviceCreateGpuInstanceWithPlacement", profile, ctypes.byref(span), handle=self.handle)
+
     def _walk(self) -> list[Instance] | Absent:
         """List MIG devices by index: all that a process without permission sees, and without placements."""
         found: list[Instance] = []
-        for index in range(known(self.ask("DeviceGetMaxMigDeviceCount")) or 0):
+        if isinstance(most := self.ask("DeviceGetMaxMigDeviceCount"), Absent):
+            return most
+        for index in range(most):
             handle = self.ask("DeviceGetMigDeviceHandleByIndex", index, handle=self.handle)
             if isinstance(handle, Absent):
                 if handle.why is not Why.NOTHING:
                     return handle
                 continue
-            calls = ("DeviceGetUUID", "DeviceGetGpuInstanceId", "DeviceGetComputeInstanceId", "DeviceGetName",
-                     "DeviceGetAttributes")  # fmt: skip
-            uuid, gi, ci, name, extent = (self.ask(call, handle=handle) for call in calls)
-            if not any(isinstance(one, Absent) for one in (uuid, gi, ci, name, extent)):
-                profile = name.rpartition("MIG ")[2]
-                found.append(Instance(gi, ci, uuid, None, profile, None, None, extent.memorySizeMB, handle))
+            calls = "UUID", "GpuInstanceId", "ComputeInstanceId", "Name", "Attributes"
+            told = [self.ask(f"DeviceGet{call}", handle=handle) for call in calls]
+            if (hole := next((one for one in told if isinstance(one, Absent)), None)) is not None:
+                return hole
+            uuid, gi, ci, name, extent = told
+            profile = name.rpartition("MIG ")[2]
+            found.append(Instance(gi, ci, uuid, None, profile, None, None, extent.memorySizeMB, handle))
         return found
 
     def links(self) -> list[tuple[str, bool]] | Absent:

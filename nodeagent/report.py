@@ -202,7 +202,11 @@ class Xid:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One physical GPU that answers. `missing` says what could not be read though the device has it, and why."""
+    """One physical GPU that answers. `missing` says what could not be read though the device has it, and why.
+
+    `reconfiguring`: its MIG layout is being changed or could not be read. All of it counts as used, whatever `slices`
+    says, until a report without it.
+    """
 
     index: Annotated[int, Whole(0, 255)]
     uuid: Uuid
@@ -224,6 +228,7 @@ class Device:
     sensors: Sensors = Sensors()
     missing: Annotated[tuple[Word, ...], Most(REASONS_MAX)] = ()
     xids: Annotated[tuple[Xid, ...], Most(XIDS_MAX)] = ()
+    reconfiguring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,10 +308,17 @@ def decode(body: bytes) -> Report:
             f"the report has version {_shown(version)} and this side reads version {VERSION}; "
             "run agent and Tessera of the same release."
         )
-    report = _reader(Report)(raw, "")
-    assert isinstance(report, Report)
+    report = read(Report, raw)
     _check(report)
     return report
+
+
+def read(kind: type[_Part], raw: object, where: str = "") -> _Part:
+    """Read one object into a dataclass whose fields carry their bounds. Raises BadReport."""
+    cls: type = kind
+    found = _reader(cls)(raw, where)
+    assert isinstance(found, kind)
+    return found
 
 
 def within(cls: type[_Part], values: Mapping[str, object]) -> _Part:

@@ -400,3 +400,28 @@ def test_busy_of_a_divided_device_counts_each_instance_once() -> None:
     busy = [Slice(1, ci, f"u{ci}", "3g", 0, 4, 1, activity=Activity(busy_ratio=0.7)) for ci in (0, 1)]
     assert whole_of_parts(busy, profiles) == {"busy_ratio": pytest.approx(0.3)}
     assert whole_of_parts([], profiles) == {}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetGpuInstanceProfileInfoV",
+        "nvmlDeviceGetGpuInstances",
+        "nvmlGpuInstanceGetInfo",
+        "nvmlGpuInstanceGetComputeInstances",
+        "nvmlComputeInstanceGetInfo_v2",
+    ],
+)
+def test_a_layout_that_cannot_be_read_is_in_change_and_not_free(machine: Machine, call: str) -> None:
+    box = machine("H100-80", 1)
+    box.mig(0)
+    divide(0, "3g.40gb", 4)
+    collector = Collector(Nvml(), node="n", agent="1")
+    box.fault(call, code=999)
+    first = collector.look(boot="b", seq=1, at_us=1).report.devices[0]
+    assert (first.reconfiguring, first.slices) == (True, ())
+    box.heal()
+    second = collector.look(boot="b", seq=2, at_us=2).report.devices[0]
+    assert (second.reconfiguring, [one.start for one in second.slices]) == (False, [4])
+    collector.close()
