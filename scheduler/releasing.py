@@ -190,6 +190,15 @@ class Releaser:
                 works[uid] = self._show(pod, self.asking[uid])
         return works
 
+    def _mark_astray(self) -> None:
+        """Have the reservations given up that must be."""
+        for uid, (epoch, _) in list(self.desk.order.astray.items()):
+            row = self.desk.book.rows.get(uid)
+            if row is not None and row.state is State.RESERVED and row.epoch == epoch:
+                self.settler.mark(uid)
+            else:
+                del self.desk.order.astray[uid]
+
     def _watch_time(self) -> None:
         """Have reservations looked at as soon as their time is over; forget who was pending and is no more."""
         now_us, rows, before = self.clock.wall_us(), self.desk.book.rows, self._overdue
@@ -206,15 +215,6 @@ class Releaser:
                 self._sent(uid)
                 if pod is not None and pod.nominated:
                     self._void[uid] = None  # a former process let it go
-
-    def _mark_astray(self) -> None:
-        """Have the reservations given up that must be."""
-        for uid, (epoch, _) in list(self.desk.order.astray.items()):
-            row = self.desk.book.rows.get(uid)
-            if row is not None and row.state is State.RESERVED and row.epoch == epoch:
-                self.settler.mark(uid)
-            else:
-                del self.desk.order.astray[uid]
 
     def _begin(self) -> None:
         """Go on where the last process ended: what is reserved may be nominated or not, gated or not."""
@@ -268,11 +268,15 @@ class Releaser:
     async def _release(self, pod: Pod, row: Row) -> None:
         """Nominate and ungate one pod."""
         uid = pod.uid
-        if await self._send(uid, self._nominate(pod, row)):
-            self._sent(uid)
-        else:
+        if not await self._send(uid, self._nominate(pod, row)):
             self.out.pop(uid, None)
             self._later[uid] = self.clock.monotonic() + RETRY_S
+            return
+        now = self.desk.book.rows.get(uid)
+        if now is not None and now.epoch == row.epoch:
+            self._sent(uid)
+        else:  # it was given up meanwhile: what is reserved since stays pending, else the nomination is void
+            self._void[uid] = None
 
     async def _show(self, pod: Pod, since_us: int) -> None:
         """Let one pod go without a nomination; its condition tells the next process since when."""

@@ -316,6 +316,34 @@ async def test_a_reservation_that_kube_scheduler_refuses_moves_to_where_it_lets_
         await place.check()
 
 
+@pytest.mark.parametrize("again", [True, False])
+async def test_what_is_given_up_while_it_is_let_go_is_let_go_anew_or_taken_back(*, again: bool) -> None:
+    async with town("a", "b") as place:
+        await held(place, "other", gpus=1)
+        await place.until(lambda: "other" in place.bound(), 5)
+        place.line.late_s["patch"] = [0.0, 3.0]  # its gate goes when its reservation is gone
+        pod = await held(place, "one", gpus=8)
+        await place.until(lambda: place.line.sent.count(("patch", "one")) == 2, 5)
+        deaf(place)
+        row, uncordoned = place.row(pod), {"spec": {"unschedulable": False}}
+        place.tessera.desk.order.astray[row.id] = row.epoch, "NominationRefused"
+        await place.world.cluster.patch("nodes", "", row.node, {"spec": {"unschedulable": True}})
+        await place.until(lambda: place.state(pod) is State.QUEUED, 1)
+        if again:
+            await place.world.cluster.patch("nodes", "", row.node, uncordoned)
+            await place.until(lambda: place.state(pod) is State.RESERVED, 2)
+        await place.until(lambda: place.line.sent.count(("patch", "one")) > 2, 4)
+        await place.wait(1)
+        status = (await place.get("one"))["status"]
+        assert status.get("nominatedNodeName", "") == (row.node if again else "")
+        await place.world.cluster.patch("nodes", "", row.node, uncordoned)
+        wake(place)
+        await place.until(lambda: "one" in place.bound(), 30)
+        assert place.row(pod).attempts == 1
+        await place.wait(3)
+        await place.check()
+
+
 LEASE = "tessera-kube-scheduler"
 
 
