@@ -10,7 +10,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from tests.fakenvml.box import Box, build, load
+from bench.fakenvml.box import Box, build, load
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ from typing import Any
 import orjson
 import pytest
 
+from bench.fakenvml.box import GIB, Box
 from nodeagent.agent import Agent, Places
 from nodeagent.doctor import EXACT, examine
 from nodeagent.nvml import XID_EVENT, Event
 from nodeagent.report import Report, decode, encode
-from tests.fakenvml.box import GIB, Box
 from tests.nodeagent.host import Host
 from tests.nodeagent.parts import divide
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.fakenvml.box import GIB, HERE, MODELS, Box, build, geometry, load
 from nodeagent.collect import Collector, Round, links, whole_of_parts
 from nodeagent.nvml import Events, Nvml, Why, ask
 from nodeagent.report import Activity, Profile, Slice, decode, encode
-from tests.fakenvml.box import GIB, HERE, MODELS, Box, build, geometry, load
 from tests.nodeagent.parts import divide
 
 Machine = Callable[..., Box]

@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from tests.fakenvml.box import LIBRARY, MODELS, Box, build, geometry, load
+from bench.fakenvml.box import LIBRARY, MODELS, Box, build, geometry, load
 
 ROOT = Path(__file__).resolve().parents[2]
 Machine = Callable[..., Box]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from bench.fakenvml.box import Box
 from nodeagent.agent import Agent
 from nodeagent.journal import CREATE, DESTROY, KINDS, MODE_OFF, MODE_ON, Change, Journal
 from nodeagent.mig import STEPS, TRIES, Divider, Outcome, Place, Result, action, goal
 from nodeagent.nvml import Gpu, Nvml
 from nodeagent.report import decode, encode
-from tests.fakenvml.box import Box
 from tests.nodeagent.host import Host
 from tests.nodeagent.parts import divide
 

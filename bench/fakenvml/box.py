@@ -43,6 +43,7 @@ HOPPER = 9
 
 @cache
 def geometry() -> dict[str, Any]:
+    """Return the project's geometry table."""
     table: dict[str, Any] = yaml.safe_load(GEOMETRY.read_text(encoding="utf-8"))
     return table
 
@@ -133,6 +134,7 @@ class Box:
 
     @staticmethod
     def uuid(index: int) -> str:
+        """Return the UUID of a GPU."""
         return f"GPU-{uuid.uuid5(uuid.NAMESPACE_OID, str(index))}"
 
     @property
@@ -142,6 +144,7 @@ class Box:
 
     @property
     def boot_id(self) -> Path:
+        """The file in which the kernel would name this start of the machine."""
         return self.folder / "boot_id"
 
     def _write_boot_id(self) -> None:
@@ -153,23 +156,29 @@ class Box:
             assert self._library.fake_set(index, name.encode(), value) == 0, name
 
     def get(self, index: int, name: str) -> int:
+        """Return a value by name."""
         return int(self._library.fake_get(index, name.encode()))
 
     def mig(self, index: int, *, on: bool = True) -> None:
+        """Switch MIG as if it had been so for long."""
         self.set(index, mig_current=int(on), mig_pending=int(on))
 
     def run(
         self, index: int, pid: int, memory: int, *, gi: int = NOBODY, ci: int = NOBODY, sm: int = 0, mps: bool = False
     ) -> None:
+        """Start a process on a GPU or on an instance."""
         assert self._library.fake_process(index, pid, memory, gi, ci, sm, int(mps)) == 0
 
     def end(self, index: int, pid: int, *, gi: int = NOBODY, ci: int = NOBODY) -> None:
+        """End a process."""
         assert self._library.fake_process(index, pid, -1, gi, ci, 0, 0) == 0
 
     def gpm(self, index: int, metric: int, percent: float, *, gi: int = NOBODY) -> None:
+        """Set a GPM metric of a GPU or of an instance."""
         assert self._library.fake_gpm(index, gi, metric, percent) == 0
 
     def event(self, index: int, *, kind: int = XID, data: int = 0, gi: int = NOBODY, ci: int = NOBODY) -> None:
+        """Have the driver tell something."""
         self._library.fake_event(index, kind, data, gi, ci)
 
     def fault(
@@ -180,10 +189,12 @@ class Box:
         assert self._library.fake_fault(call.encode(), gpu, nth, times, code, sleep_ms, int(die)) >= 0
 
     def heal(self) -> None:
+        """Forget all planned faults."""
         self._library.fake_heal()
 
     @property
     def calls(self) -> int:
+        """How many NVML functions were called."""
         return int(self._library.fake_calls())
 
     def wait(self, seconds: float) -> None:
@@ -191,18 +202,23 @@ class Box:
         self._library.fake_tick(round(seconds * 1000))
 
     def privileged(self, *, yes: bool) -> None:
+        """Say whether callers may divide GPUs and see how they are divided."""
         self._library.fake_privileged(int(yes))
 
     def lose(self, index: int, code: int = 15) -> None:
+        """Have a GPU answer every call with an error code."""
         self.set(index, lost=code)
 
     def remove_last(self) -> None:
+        """Take the last GPU out."""
         self._library.fake_remove_last()
         self.count -= 1
 
     def reset(self, index: int) -> None:
+        """Reset a GPU: no instance is left."""
         self._library.fake_reset_gpu(index)
 
     def reboot(self) -> None:
+        """Start the machine anew: no instance is left, and MIG is off where the mode is not kept."""
         self._library.fake_reboot()
         self._write_boot_id()
