@@ -381,7 +381,7 @@ class Connection(asyncio.Protocol):
             self._say(call, said)
         finally:
             if route.after is not None:
-                route.after()
+                _follow(route.after)
 
     async def _finish(self, call: _Call, route: Route, reply: Awaitable[Reply]) -> None:
         try:
@@ -413,6 +413,14 @@ class Connection(asyncio.Protocol):
             self._calls.clear()
             self._read(_Reading.TO_THE_END)
             transport.close()
+
+
+def _follow(after: Callable[[], None]) -> None:
+    """Do what follows a reply; the reply is gone, so a failure is for the log, and the connection goes on."""
+    try:
+        after()
+    except Exception:
+        log.exception("http.failed_after", after=getattr(after, "__name__", ""))
 
 
 def _failed(error: Exception, route: Route) -> _Said:

@@ -7,7 +7,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import orjson
@@ -30,7 +30,7 @@ from .problems import problem
 
 PAGE_MAX = 500
 LATEST_US = 1 << 62
-LINE_MAX = 100  # requests shown of a queue's line
+LINE_MAX = 100  # requests shown of a queue's line, of those within reach
 NOT_FOUND = ("request.not_found", "no Request has this id; list them with GET /api/v1/requests")
 FILTERS = ("state", "queue", "namespace", "name")
 STATES = tuple(dict.fromkeys(SHOWN.get(state, state).value for state in State))
@@ -101,11 +101,11 @@ class Views:
         name, queues, reach = http.match_info["name"], self.desk.queues, http[REACH]
         if name not in queues.quota.queues:
             return problem(404, "queue.not_found", "there is no queue of this name; list them with GET /api/v1/queues")
-        line = line_of(self.desk.book.rows.values(), name)[:LINE_MAX]
+        line = enumerate(line_of(self.desk.book.rows.values(), name), start=1)
+        own = islice(((place, row) for place, row in line if reach.covers(row.namespace, row.queue)), LINE_MAX)
         waiting = [
             {**self.request_view(row), "position": place, "priority": row.priority, "arrival": row.arrival_us}
-            for place, row in enumerate(line, start=1)
-            if reach.covers(row.namespace, row.queue)
+            for place, row in own
         ]
         view = self._standings()(name).view()
         return _json(

@@ -161,6 +161,16 @@ async def test_requests_are_those_of_ones_namespaces_and_for_viewers_of_ones_que
         assert sorted(str(one["name"]) for one in waiting) == [name for name in "bc" if name in seen]
 
 
+async def test_ones_own_place_in_a_line_is_shown_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.web.views.LINE_MAX", 1)
+    async with serving(Door().app()) as client:
+        for token, seen in (("user", [("b", 2)]), ("admin", [("c", 1)])):
+            _, found = await told(client, "/api/v1/queues/research", token)
+            waiting = found["waiting"]
+            assert isinstance(waiting, list)
+            assert [(one["name"], one["position"]) for one in waiting] == seen
+
+
 async def test_the_holders_of_gpus_are_those_within_reach() -> None:
     door = Door()
     app = door.app()

@@ -15,6 +15,7 @@ import uvloop
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from scheduler.errors import TesseraError
 from scheduler.web import http1
@@ -451,6 +452,23 @@ async def test_what_comes_after_a_reply_comes_before_everything_else() -> None:
     connection.data_received(post("/echo", b"1") + post("/echo", b"2"))
     await settled(connection)
     assert [one.split()[0] for one in told] == [b"answer", b"HTTP/1.1", b"after"] * 2
+    connection.connection_lost(None)
+
+
+async def test_a_failure_after_a_reply_costs_nobody_a_reply() -> None:
+    told: list[bytes] = []
+
+    def after() -> None:
+        told.append(b"after")
+        raise ZeroDivisionError
+
+    connection = Listener({"/echo": Route("POST", lambda body: (200, body), after=after)}, 100)()
+    connection.connection_made(Wire(told))
+    with capture_logs() as logs:
+        connection.data_received(post("/echo", b"1") + post("/echo", b"2"))
+        await settled(connection)
+    assert [one.split()[0] for one in told] == [b"HTTP/1.1", b"after"] * 2
+    assert [line["event"] for line in logs] == ["http.failed_after"] * 2
     connection.connection_lost(None)
 
 
