@@ -140,6 +140,8 @@ def run_quality(settings: Settings, say: Say) -> Json:
             }
             for cell in shown
         ],
+        "tessera_at_100": _mean_at_100(ours),
+        "bestfit_at_100": _mean_at_100(bests),
         "seconds": round(time.monotonic() - begun, 1),
         "ratio_bestfit": round(_seconds(ours) / _seconds(bests), 2) if ours else None,
         "decision_ms_p99": _p99([s for cell in ours for curve in cell.curves for s in curve.seconds.tolist()]),
@@ -186,6 +188,12 @@ def _rows(cell: Cell, mix: str) -> list[Json]:
             one = {"trace": cell.trace, "policy": cell.policy, "mix": mix, "arrived": percent, "mean": mean, "std": std}
             rows.append({**one, "values": [round(value, 3) for value in values]})
     return rows
+
+
+def _mean_at_100(cells: Sequence[Cell]) -> float | None:
+    """Return the mean over traces and seeds of what was allocated when 100 % had been asked for."""
+    values = [value for cell in cells for curve in cell.curves if (value := curve.at(100)) is not None]
+    return round(float(np.mean(values)), 3) if values else None
 
 
 def _seconds(cells: Sequence[Cell]) -> float:

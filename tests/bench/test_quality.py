@@ -143,11 +143,13 @@ def test_fgd_scores_machines_that_changed_anew() -> None:
 
 def test_the_report_has_a_row_per_point_and_can_be_compared_and_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    settings = Settings({"drawn": TRACE}, ("tessera", "bestfit"), "online", (1, 2), many=False)
+    settings = Settings({"drawn": TRACE}, ("tessera", "bestfit"), "online", (9, 10), many=False)
     report = run_quality(settings, lambda _: None)
     assert report["ok"]
     assert report["checked"] > 0
     assert report["ratio_bestfit"] > 0
+    at_100 = {row["policy"]: row["mean"] for row in report["rows"] if row["arrived"] == 100}
+    assert at_100 == pytest.approx({name: report[f"{name}_at_100"] for name in ("tessera", "bestfit")}, abs=0.002)
     keys = {(row["policy"], row["arrived"]) for row in report["rows"]}
     assert keys <= set(product(("tessera", "bestfit"), (50, 80, 90, 95, 100, 110, 120, 130)))
     for row in report["rows"]:
