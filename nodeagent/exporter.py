@@ -6,8 +6,10 @@ their own, so that no sum counts anything twice. What was not read has no series
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +22,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MIB = 1 << 20
 _SCRAPERS_MAX = 4
 _PATIENCE_S = 5.0  # with a scraper that says nothing
+_WHOLE_S = 10.0  # for a scrape from its first byte to its last, so that nobody drips for ever
+STALE_S = 60.0
 _ROOM_S = 1.0
 
 _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
@@ -214,11 +218,16 @@ def _use_labels(use: Use) -> str:
 
 
 class Exporter:
-    """Serves the last report on `/metrics`, and on `/healthz` whether there is one."""
+    """Serves the last report on `/metrics`, and on `/healthz` whether there is one that is not too old."""
 
-    def __init__(self, host: str, port: int, *, monotonic: Callable[[], float], dcgm: bool = True) -> None:
-        """Listen; port 0 lets the machine choose. Raises OSError."""
-        self._monotonic, self._dcgm = monotonic, dcgm
+    def __init__(
+        self, host: str, port: int, *, monotonic: Callable[[], float], dcgm: bool = True, stale_s: float = STALE_S
+    ) -> None:
+        """Listen; port 0 lets the machine choose. Raises OSError.
+
+        A report older than `stale_s` is one too old: a call of the driver hangs, and only a new process gets away.
+        """
+        self._monotonic, self._dcgm, self._stale_s = monotonic, dcgm, stale_s
         self._last: tuple[Report, float] | None = None
         exporter = self
 
@@ -256,9 +265,12 @@ class Exporter:
             return HTTPStatus.NOT_FOUND, "text/plain", b"look at /metrics or /healthz\n"
         if last is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"the first look at the GPUs is not done\n"
+        report, age_s = last[0], self._monotonic() - last[1]
         if path.startswith("/healthz"):
+            if age_s > self._stale_s:
+                return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"the last look at the GPUs is too old\n"
             return HTTPStatus.OK, "text/plain", b"ok\n"
-        body = render(last[0], age_s=self._monotonic() - last[1], dcgm=self._dcgm)
+        body = render(report, age_s=age_s, dcgm=self._dcgm)
         return HTTPStatus.OK, CONTENT_TYPE, body
 
     def close(self) -> None:
@@ -285,7 +297,16 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        end = threading.Timer(_WHOLE_S, _cut, (request,))
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._room.release()
+
+
+def _cut(request: socket.socket) -> None:
+    with suppress(OSError):  # it has just ended
+        request.shutdown(socket.SHUT_RDWR)

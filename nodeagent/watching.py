@@ -14,13 +14,14 @@ import time
 import orjson
 
 from nodeagent.agent import Agent
-from nodeagent.exporter import Exporter
+from nodeagent.exporter import STALE_S, Exporter
 from nodeagent.nvml import GONE_EVENT, LAYOUT_EVENT, RECOVERY_EVENT, Absent, Event, Events, Why
 from nodeagent.report import Report
 
 DEEP_S = 60.0  # what changes seldom is read again after so long, and when an event says that it changed
 _WAIT_MS = 1000
 _SPACING_S = 1.0
+_MISSED = 4  # intervals without a look, after which something hangs
 _AFTER_FAILURE_S = 5.0
 _HEARD_MAX = 1024
 _URGENT = LAYOUT_EVENT | GONE_EVENT | RECOVERY_EVENT
@@ -81,7 +82,8 @@ def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], inte
     Returns:
         the exit status. Raises OSError when the port is taken.
     """
-    exporter = Exporter(*address, monotonic=time.monotonic, dcgm=dcgm)
+    stale_s = max(STALE_S, _MISSED * interval_s)
+    exporter = Exporter(*address, monotonic=time.monotonic, dcgm=dcgm, stale_s=stale_s)
     listener = Listener()
     ready = {
         "ready": True,

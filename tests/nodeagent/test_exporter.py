@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nodeagent.exporter import ACTIVITY, SENSORS, Exporter, render
+from nodeagent.exporter import ACTIVITY, SENSORS, STALE_S, Exporter, render
 from nodeagent.report import Activity, Device, Health, Lost, Report, Sensors, Slice, Use, Xid
 
 PROMTOOL = shutil.which("promtool")
@@ -205,6 +205,38 @@ def test_it_serves_the_last_report(exporter: Exporter) -> None:
     assert get(exporter, "/metrics?x=1")[0] == 200
     assert get(exporter, "/healthz") == (200, b"ok\n")
     assert get(exporter, "/etc/passwd")[0] == 404
+
+
+def test_an_agent_whose_driver_hangs_is_not_well() -> None:
+    now_s = 0.0
+    exporter = Exporter("127.0.0.1", 0, monotonic=lambda: now_s)
+    try:
+        exporter.publish(box(1))
+        now_s = STALE_S
+        assert get(exporter, "/healthz")[0] == 200
+        now_s += 1
+        assert get(exporter, "/healthz")[0] == 503
+        assert get(exporter, "/metrics")[0] == 200, "its age is among the figures"
+    finally:
+        exporter.close()
+
+
+def test_a_scraper_that_drips_is_cut_off(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.exporter._WHOLE_S", 0.2)
+    exporter.publish(box(1))
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=0.02) as slow:
+        for _ in range(500):
+            try:
+                slow.sendall(b"x")
+                if not slow.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("it may drip for ever")
+    assert get(exporter, "/metrics")[0] == 200
 
 
 def test_more_scrapers_than_it_serves_do_not_lock_it_up(exporter: Exporter) -> None:
