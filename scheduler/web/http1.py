@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeAlias, cast
 
@@ -80,6 +81,7 @@ class _Reading(Enum):
     HEAD, BODY, NOTHING, TO_THE_END = range(4)
 
 
+@lru_cache(64)  # thousands of requests of one read may be refused
 def _refused(status: int, detail: str = "", *, code: str = "", more: str = "") -> _Said:
     code = code or f"http.{status}"
     return _Said(status, document(status, code, detail or HTTPStatus(status).phrase), more=more)

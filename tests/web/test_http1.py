@@ -284,6 +284,18 @@ async def test_no_more_is_read_of_a_client_with_many_requests_in_line() -> None:
         writer.close()
 
 
+async def test_many_refused_requests_of_one_read_take_little_memory() -> None:
+    port = Port()
+    connection = Listener({"/wait": Route("POST", port.wait)}, 100)()
+    connection.connection_made(Wire())
+    connection.data_received(post("/wait") + b"GET / HTTP/1.1\r\n\r\n" * 1000)
+    assert len(connection._calls) == 1000
+    assert len({id(call.refusal) for call in connection._calls}) == 1
+    port.gate.set()
+    await until(lambda: not connection._calls)
+    connection.connection_lost(None)
+
+
 async def test_nothing_more_is_answered_to_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Port().listening() as port:
         reader, writer = await port.connected(post("/huge") * 20)
