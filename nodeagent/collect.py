@@ -7,7 +7,7 @@ shallow one finds that they changed. Time is passed in.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -89,8 +89,8 @@ class Collector:
         """
         self._nvml, self._node, self._agent, self._numa = nvml, node, agent, numa
         self._cards: list[_Card] = []
-        self._unanswered: dict[int, Absent] = {}
-        self._uuids: dict[int, str] = {}
+        self._missed: list[Lost] = []
+        self._places: dict[str, int] = {}  # UUID -> the index where it was last, since the boot
         self._expected, self._boot = 0, ""
         self._samples = _Samples()
         self._since_us = 0
@@ -104,7 +104,7 @@ class Collector:
     def look(self, *, boot: str, seq: int, at_us: int, deep: bool = False) -> Round:
         """Return how the machine is now; NVML's failures become the report's `problem`, `lost` and `missing`."""
         if boot != self._boot:
-            self._boot, self._expected, self._uuids = boot, 0, {}
+            self._boot, self._expected, self._places = boot, 0, {}
         blank = Report(node=self._node, boot=boot, seq=seq, at_us=at_us, agent=self._agent)
         for _ in range(2):  # once more, from the ground, when an instance or the driver's memory of us is gone
             if (problem := self._find(deep=deep)) is not None:
@@ -117,7 +117,7 @@ class Collector:
         self._since_us = at_us
         self._samples.sweep()
         driver, library, cuda = self._nvml.versions()
-        lost = {card.gpu.index: card.gpu.lost for card in self._cards if card.gpu.lost is not None} | self._unanswered
+        lost = [Lost(one.gpu.index, one.gpu.uuid, str(one.gpu.lost)) for one in self._cards if one.gpu.lost is not None]
         report = replace(
             blank,
             driver=driver,
@@ -125,7 +125,7 @@ class Collector:
             cuda=cuda,
             expected=self._expected,
             devices=tuple(device for device, _ in answering),
-            lost=tuple(Lost(at, self._uuids.get(at), str(why)) for at, why in sorted(lost.items())),
+            lost=tuple(sorted([*lost, *self._missed], key=lambda one: one.index)[:DEVICES_MAX]),
         )
         return Round(report, tuple(one for _, processes in answering for one in processes))
 
@@ -137,7 +137,7 @@ class Collector:
     def _drop_all(self) -> None:
         self._samples.sweep()
         self._samples.sweep()  # twice: what was not read between two sweeps goes
-        self._cards, self._unanswered, self._fresh = [], {}, False
+        self._cards, self._missed, self._fresh = [], [], False
 
     def _find(self, *, deep: bool) -> Absent | None:
         """Have the cards at hand; return why there are none."""
@@ -152,17 +152,16 @@ class Collector:
             found = self._nvml.start() or self._nvml.find()
         if isinstance(found, Absent):
             return found
-        self._cards, self._unanswered = [], {}
+        self._cards, silent = [], []
         for one in found[:DEVICES_MAX]:
             if isinstance(one, Gpu):
-                self._uuids[one.index] = one.uuid
+                self._places[one.uuid] = one.index
                 self._cards.append(self._identify(one))
             else:
-                self._unanswered[one[0]] = one[1]
+                silent.append(one)
         self._link()
-        self._expected = max(self._expected, len(found), len(self._uuids))
-        gone = set(self._uuids) - {card.gpu.index for card in self._cards} - set(self._unanswered)
-        self._unanswered |= {at: Absent(Why.NOTHING, 0, "DeviceGetCount") for at in gone}
+        self._expected = max(self._expected, len(found), len(self._places))
+        self._missed = missed(self._places, {card.fixed.uuid for card in self._cards}, silent)
         self._fresh = True
         return None
 
@@ -341,6 +340,23 @@ def activity(
     if memory is not None:
         found |= {"memory_mib": memory.total, "memory_used_mib": memory.used, "memory_reserved_mib": memory.reserved}
     return within(Activity, found)
+
+
+def missed(places: Mapping[str, int], there: Collection[str], silent: Iterable[tuple[int, Absent]]) -> list[Lost]:
+    """Name the GPUs that were seen and are not there, and those that do not even say who they are.
+
+    Args:
+        places: UUID -> index where it was seen last; a driver that was loaded anew may have given that to another.
+        there: UUIDs of those that answer.
+        silent: index and reason of those that do not.
+    """
+    gone = {uuid: index for uuid, index in places.items() if uuid not in there}
+    found = []
+    for index, why in silent:
+        uuid = next((uuid for uuid, last in gone.items() if last == index), None)
+        gone.pop(uuid or "", None)
+        found.append(Lost(index, uuid, str(why)))
+    return found + [Lost(at, uuid, str(Absent(Why.NOTHING, 0, "DeviceGetCount"))) for uuid, at in gone.items()]
 
 
 def _small(number: int | None) -> int | None:

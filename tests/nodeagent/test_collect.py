@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench.fakenvml.box import GIB, HERE, MODELS, Box, build, geometry, load
 from nodeagent.collect import Collector, Round, links, whole_of_parts
-from nodeagent.nvml import Events, Nvml, Why, ask
+from nodeagent.nvml import Events, Gpu, Nvml, Why, ask
 from nodeagent.report import Activity, Profile, Slice, decode, encode
 from tests.nodeagent.parts import divide
 
@@ -215,6 +215,28 @@ def test_a_gpu_that_falls_off_the_bus_is_missed(machine: Machine) -> None:
     box.remove_last()
     report = eyes.look(deep=True).report
     assert (report.expected, len(report.devices), [one.uuid for one in report.lost]) == (4, 3, [Box.uuid(3)])
+
+
+def test_the_gpus_behind_one_that_fell_off_move_up(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that is loaded anew counts those that are left."""
+    eyes, gone = Eyes(machine("H100-80", 4)), Box.uuid(1)
+    eyes.look()
+    find = Nvml.find
+
+    def counted_anew(nvml: Nvml) -> list[Any]:
+        left = [one for one in find(nvml) if not isinstance(one, Gpu) or one.uuid != gone]
+        for index, one in enumerate(left):
+            assert isinstance(one, Gpu)
+            one.index = index
+        return left
+
+    monkeypatch.setattr(Nvml, "find", counted_anew)
+    for _ in range(2):
+        report = eyes.look(deep=True).report
+        assert [(one.index, one.uuid) for one in report.devices] == [
+            (0, Box.uuid(0)), (1, Box.uuid(2)), (2, Box.uuid(3))
+        ]  # fmt: skip
+        assert (report.expected, [one.uuid for one in report.lost]) == (4, [gone])
 
 
 def test_a_reboot_starts_anew(machine: Machine) -> None:
