@@ -14,7 +14,7 @@ from nodeagent.kubelet import KubeletError, PodResources
 from nodeagent.mig import Divider
 from nodeagent.nvml import XID_EVENT, Event, Gpu, Nvml
 from nodeagent.owners import Owners
-from nodeagent.report import POD, REASONS_MAX, USES_MAX, XIDS_MAX, Device, Report, Use, Xid
+from nodeagent.report import POD, REASONS_MAX, SENTENCE_MAX, USES_MAX, XIDS_MAX, Device, Report, Use, Xid, plain
 
 _GRANTS_KEPT_S = 60  # a kubelet that restarts is away for seconds; what it gave out stays given
 
@@ -109,7 +109,7 @@ class Agent:
             devices=devices,
             uses=tuple(found[:USES_MAX]),
             uses_left_out=max(len(found) - USES_MAX, 0),
-            notes=tuple(notes[:REASONS_MAX]),
+            notes=tuple(plain(one, SENTENCE_MAX) for one in notes[:REASONS_MAX]),
         )
 
     def close(self) -> None:

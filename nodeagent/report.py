@@ -21,6 +21,7 @@ DEVICES_MAX, SLICES_MAX, PROFILES_MAX, LINKS_MAX, REASONS_MAX, USES_MAX = 32, 16
 XIDS_MAX = 32
 SMALL_MAX, MEBIBYTES_MAX = 2**31 - 1, 2**24
 MEMORY_SLICES_MAX = 16  # an occupancy mask has as many bits
+SENTENCE_MAX = 300
 _SHOWN_MAX = 40
 
 
@@ -75,7 +76,7 @@ Mebibytes = Annotated[int, Whole(0, MEBIBYTES_MAX)]
 Uuid = Annotated[str, Text(63, 1)]
 Name = Annotated[str, Text(253)]
 Word = Annotated[str, Text(95)]
-Sentence = Annotated[str, Text(300)]
+Sentence = Annotated[str, Text(SENTENCE_MAX)]
 Start = Annotated[int, Whole(0, MEMORY_SLICES_MAX - 1)]
 
 HEALTHY, SUSPECT, DRAINING, RESETTING, PROBATION, BAD = STATES = (

@@ -100,6 +100,8 @@ def test_ids_that_name_nothing_are_told(scene: Callable[..., Scene]) -> None:
     one.agent.tokens = {"gpu-0003": [Box.uuid(1)]}
     report = one.look()
     assert ([use.device for use in report.uses], report.notes) == ([Box.uuid(1)], ())
+    one.host.kubelet.give("train-b", *(f"{row}-" + "x" * 200 for row in range(3)))
+    assert one.look().notes[0].startswith("the kubelet gave out 3 device ids")
 
 
 def xid(index: int, code: int, gi: int | None = None) -> Event:
