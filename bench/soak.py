@@ -104,7 +104,12 @@ class Run:
             await self._start()
             await self._load()
             await self.clock.sleep(SETTLE_S)
-            facts = {"seed": self.seed, "pods": len(self.planned.pods), "quiet_begin": self.clock.monotonic()}
+            facts = {
+                "seed": self.seed,
+                "way": "direct",
+                "pods": len(self.planned.pods),
+                "quiet_begin": self.clock.monotonic(),
+            }
             await self.clock.sleep(QUIET_S)
             facts["quiet_end"] = self.clock.monotonic()
             await self._stop()
