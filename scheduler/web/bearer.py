@@ -177,11 +177,20 @@ class OidcTokens:
     async def _renew(self) -> None:
         self._fetched_s = self.clock.monotonic()
         try:
-            listed = KeySet.import_key_set(orjson.loads(await self.fetch(self.provider.keys_url))).keys
-        except (OSError, ValueError, TypeError, KeyError, JoseError) as error:
+            listed = list(orjson.loads(await self.fetch(self.provider.keys_url))["keys"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("access.keys_unread", url=self.provider.keys_url, error=str(error))
             return
-        self._keys = {str(key.kid): key for key in listed if isinstance(key, RSAKey | ECKey) and key.kid}
+        self._keys = {str(key.kid): key for key in map(_key, listed) if key is not None and key.kid}
+
+
+def _key(told: object) -> RSAKey | ECKey | None:
+    """Return a key that signs; None for one of another kind, or that cannot be read: it spoils no other of its set."""
+    try:
+        (key,) = KeySet.import_key_set({"keys": [told]}).keys  # type: ignore[list-item]
+    except (ValueError, TypeError, KeyError, AttributeError, JoseError):
+        return None
+    return key if isinstance(key, RSAKey | ECKey) else None
 
 
 def _unverified(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -238,6 +238,29 @@ async def test_keys_that_are_no_keys_are_passed_over() -> None:
         clock.now_s += 61
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"kty": "OKP", "crv": "X448", "x": "AAAA", "kid": "new"},
+        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA", "kid": "newer"},
+        {"kty": "EC", "crv": "P-256", "x": "AQ", "y": "AQ", "kid": "broken"},
+        {"kty": "RSA", "n": 1, "e": 2, "kid": "broken"},
+        {"kid": "nothing"},
+        {"kty": "oct", "k": "A" * 43, "kid": "shared"},
+        {},
+        None,
+        1,
+        [],
+    ],
+)
+async def test_a_key_that_cannot_be_read_spoils_no_other(odd: object) -> None:
+    async def fetch(_: str) -> bytes:
+        return orjson.dumps({"keys": [odd, RSA.as_dict(private=False), odd]})
+
+    known = OidcTokens(Provider("oidc", ISSUER, AUDIENCE, URL), fetch, BINDINGS, Clock())  # type: ignore[arg-type]
+    assert await known.subject(signed(GOOD)) is not None
+
+
 @dataclass
 class Reviewer:
     answer: tuple[str, tuple[str, ...]] | None
