@@ -192,36 +192,44 @@ class Turner:
         now_us, several = self.clock.wall_us(), len(names) > 1
         used = {name: queues.spent.used(name, now_us) for name in names} if several else {}
         turn = Turn(units, queues.quota, usage, self, used=used, capacity=self._cluster() if several else {})
-        state, began_s, whole = self._state()[1:], self.clock.monotonic(), True
-        refused: list[tuple[Unit, str]] = []
         self._never.clear()
         async with asyncio.TaskGroup() as commits:
-            while room > 0 and (decision := turn.step()) is not None:
-                self.decided += 1
-                if decision.granted is not None:
-                    room -= len(decision.unit.members)
-                    commits.create_task(self._commit(self._parts))
-                elif decision.word:
-                    word = "ExceedsClusterSize" if decision.unit.kind in self._never else decision.word
-                    self.grower.say(decision.unit.members, word)
-                    refused.append((decision.unit, word))
-                if self.clock.monotonic() - began_s > self.slice_s:
-                    for _ in range(HOPS):
-                        await self.clock.sleep(0)
-                    began_s = self.clock.monotonic()
-                    whole = self._state()[1:] == state and self.desk.dependencies.closed
-                    if not whole:
-                        break
-            whole = whole and room > 0
-            self._leave(turn, state[0], whole=whole)
-            began_s = self.clock.monotonic()
-            for asked in self.grower.after(chain(refused, ((unit, "") for unit in turn.undecided()))) if whole else ():
-                self._news = self._news or asked  # they block others from now on
-                if self.clock.monotonic() - began_s > self.slice_s:
-                    for _ in range(HOPS):
-                        await self.clock.sleep(0)
-                    began_s = self.clock.monotonic()
+            try:
+                await self._go_through(turn, room, commits)
+            except Exception:
+                log.exception("turn.failed")  # what is claimed is committed and let go all the same
+                self._next_s = self.clock.monotonic() + BROKEN_S
         self._next_s = min(self._next_s, self.grower.due_s())
+
+    async def _go_through(self, turn: Turn, room: int, commits: asyncio.TaskGroup) -> None:
+        """Decide one unit after the other, slice by slice, and then for whom new nodes are asked."""
+        state, began_s, whole = self._state()[1:], self.clock.monotonic(), True
+        refused: list[tuple[Unit, str]] = []
+        while room > 0 and (decision := turn.step()) is not None:
+            self.decided += 1
+            if decision.granted is not None:
+                room -= len(decision.unit.members)
+                commits.create_task(self._commit(self._parts))
+            elif decision.word:
+                word = "ExceedsClusterSize" if decision.unit.kind in self._never else decision.word
+                self.grower.say(decision.unit.members, word)
+                refused.append((decision.unit, word))
+            if self.clock.monotonic() - began_s > self.slice_s:
+                for _ in range(HOPS):
+                    await self.clock.sleep(0)
+                began_s = self.clock.monotonic()
+                whole = self._state()[1:] == state and self.desk.dependencies.closed
+                if not whole:
+                    break
+        whole = whole and room > 0
+        self._leave(turn, state[0], whole=whole)
+        began_s = self.clock.monotonic()
+        for asked in self.grower.after(chain(refused, ((unit, "") for unit in turn.undecided()))) if whole else ():
+            self._news = self._news or asked  # they block others from now on
+            if self.clock.monotonic() - began_s > self.slice_s:
+                for _ in range(HOPS):
+                    await self.clock.sleep(0)
+                began_s = self.clock.monotonic()
 
     def _leave(self, turn: Turn, layout: int, *, whole: bool) -> None:
         """Leave for those who come between two turns what this one found, on the nodes as they were when it began."""
@@ -250,7 +258,18 @@ class Turner:
             elif word := desk.queues.refusal(pod.request.queue, pod.request.namespace):
                 words[uid] = word
             else:
-                yield self._waiting(pod, row)
+                try:
+                    found = self._waiting(pod, row)
+                except Exception as error:  # noqa: BLE001 - logged there
+                    self._pass_over(uid, error)
+                else:
+                    yield found
+
+    def _pass_over(self, uid: str, error: Exception) -> None:
+        """Leave a pod out of turns until it changes, because a decision about it raised: others go on."""
+        log.error("object.poison", kind="pods", uid=uid, exc_info=error)
+        self.desk.registry.poison.add(("pods", uid))
+        self.ring()
 
     def _may(self, pod: Pod, row: Row) -> bool:
         """Say whether a pod waits for a turn: not decided, not refused for good, and no bind of it is on its way."""
@@ -259,6 +278,7 @@ class Turner:
             and pod.uid not in self.releaser.settler.working  # its former reservation may not be given back yet
             and pod.request.refusal is None
             and self.desk.intents.get(pod.uid) is None
+            and ("pods", pod.uid) not in self.desk.registry.poison
         )
 
     def _waiting(self, pod: Pod, row: Row) -> Waiting:
@@ -292,6 +312,8 @@ class Turner:
     def could(self, unit: Unit) -> BoolArray:
         """Return ``[N]`` the nodes that any member could use, were they empty; none where they cannot take all."""
         pods = [self.desk.registry.pods[uid] for uid in unit.members]
+        if not self.waits(unit):  # it was passed over: it stands in nobody's way
+            return np.zeros(self.desk.registry.snapshot().nodes, np.bool_)
         each = [self.desk.could(pod) & self._taught(pod.uid) for pod in pods]
         found = next((one for one in each if not one.any()), np.logical_or.reduce(each))
         if len(pods) > 1 and found.any() and not self._together.able(pods, each):
@@ -313,7 +335,11 @@ class Turner:
         registry = self.desk.registry
         freed, parts, total = registry.freed, list[Part](), dict[str, int]()
         for uid in unit.members:
-            found = self.desk.reserve(registry.pods[uid], barrier)
+            try:
+                found = self.desk.reserve(registry.pods[uid], barrier)
+            except Exception as error:  # noqa: BLE001 - logged there
+                self._pass_over(uid, error)
+                found = None
             if found is None:
                 self.grower.found[unit.members[0]] = len(parts)
                 for part in reversed(parts):
@@ -331,12 +357,13 @@ class Turner:
         try:
             await fault("turn.commit.before")
             await self.writer.commit(tuple(chain.from_iterable(parts)))
-        except StoreError as error:
+        except Exception as error:  # after a bug, too, memory holds nothing that the ledger does not
             for part in reversed(parts):
                 self.desk.unclaim(part)
             self._next_s = self.clock.monotonic() + BROKEN_S
             self._seen = self._state()
-            log.warning("turn.not_committed", requests=[part[-1].after.id for part in parts], error=str(error))
+            bug, ids = not isinstance(error, StoreError), [part[-1].after.id for part in parts]
+            log.warning("turn.not_committed", requests=ids, error=str(error), exc_info=bug)
             return
         await fault("turn.commit.after")
         for part in parts:

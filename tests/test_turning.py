@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
+
 from scheduler.clock import LoopClock
 from scheduler.config import Settings
 from scheduler.decision.pipeline import Policies
@@ -18,8 +20,9 @@ from scheduler.ledger.ledger import advance
 from scheduler.ledger.taking import newborn
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Change, Event, State
+from scheduler.queueing.turn import Amounts, Barrier
 from scheduler.settling import Settler
-from scheduler.turning import Turner
+from scheduler.turning import BROKEN_S, Turner
 from tests.objects import raw_node, raw_pod
 from tests.virtual import virtual
 
@@ -121,3 +124,57 @@ async def test_a_turn_that_new_nodes_end_leaves_nothing_about_them_and_the_next_
     assert turner.bell.is_set()
     await turner.step()
     assert desk.book.rows["uid-b"].node == "more"
+
+
+@virtual(place)
+async def test_a_pod_that_no_decision_can_be_made_about_is_passed_over_until_it_changes(here: Place) -> None:
+    desk, turner = here.desk, here.turner
+    right = desk.reserve
+
+    def reserve(pod: Pod, barrier: Barrier | None = None) -> tuple[tuple[Change, ...], Amounts] | None:
+        if pod.uid == "uid-b":
+            raise ZeroDivisionError
+        return right(pod, barrier)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Desk, "reserve", lambda _, pod, barrier=None: reserve(pod, barrier))
+        desk.called_s = desk.clock.monotonic()
+        for name in "abc":
+            wait(here, name, 1)
+        for _ in range(2):
+            await turner.step()
+    assert [desk.book.rows[f"uid-{name}"].state for name in "abc"] == [State.RESERVED, State.QUEUED, State.RESERVED]
+    assert desk.registry.poison == {("pods", "uid-b")}
+    assert turner.releaser.pending.keys() == {"uid-a", "uid-c"}
+    desk.registry.poison.clear()
+    turner.ring()
+    await turner.step()
+    assert desk.book.rows["uid-b"].state is State.RESERVED
+
+
+@virtual(place)
+async def test_what_was_claimed_before_a_turn_failed_is_committed_and_let_go(here: Place) -> None:
+    desk, turner = here.desk, here.turner
+    desk.called_s = desk.clock.monotonic()
+    for name, gpus in (("a", 1), ("b", 8)):
+        wait(here, name, gpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Turner, "could", lambda *_: 1 // 0)
+        await turner.step()
+    assert desk.book.rows["uid-a"].state is State.RESERVED
+    assert turner.releaser.pending.keys() == {"uid-a"}
+    await desk.clock.sleep(BROKEN_S)
+    await turner.step()
+    assert desk.order.words["uid-b"] == "WaitingForCapacity"
+
+
+@virtual(place)
+async def test_what_a_bug_keeps_out_of_the_ledger_does_not_stay_in_memory(here: Place) -> None:
+    desk, turner = here.desk, here.turner
+    desk.called_s = desk.clock.monotonic()
+    wait(here, "a", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slow, "commit", lambda *_: 1 // 0)
+        await turner.step()
+    assert desk.book.rows["uid-a"].state is State.QUEUED
+    assert desk.registry.held("uid-a") is None
