@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from nodeagent.nvml import XID_EVENT, Event, Gpu, Nvml
 from nodeagent.owners import Owners
 from nodeagent.report import POD, REASONS_MAX, SENTENCE_MAX, USES_MAX, XIDS_MAX, Device, Report, Use, Xid, plain
 
+_MADE_UP = re.compile(r"(-([bcdfghjklmnpqrstvwxz2456789]{5}|[bcdfghjklmnpqrstvwxz2456789]{8,10}|[0-9]+))+$")
+"""What controllers put behind a name: Kubernetes' random letters, the hash of a template, an index, a time."""
 _GRANTS_KEPT_S = 60  # a kubelet that restarts is away for seconds; what it gave out stays given
 
 
@@ -121,9 +124,12 @@ class Agent:
         return int(self._monotonic())
 
     def _workload(self, uuid: str) -> str:
-        """Say whose process an XID was, where only one pod is on the device."""
-        pods = {f"{use.namespace}/{use.pod}" for use in self._uses if use.device == uuid and use.kind == POD}
-        return pods.pop() if len(pods) == 1 else ""
+        """Say whose process an XID was, where only one pod is on the device: one that comes back is no other."""
+        pods = {(use.namespace, use.pod) for use in self._uses if use.device == uuid and use.kind == POD}
+        if len(pods) != 1:
+            return ""
+        namespace, pod = pods.pop()
+        return f"{namespace}/{_MADE_UP.sub('', pod)}"
 
     def _observe(self, key: tuple[str, int | None], signs: Signs) -> Record:
         self._records[key] = health.observe(self._records.get(key, Record()), signs, self._now_s())

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,27 @@ def test_an_application_error_of_three_pods_is_the_devices(scene: Callable[..., 
         assert states(one.look()) == ["HEALTHY"]
         one.agent.hear(xid(0, 31))
         assert at < 2 or states(one.look()) == ["SUSPECT"]
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        ("web-7d9f8c6b5-x2vbq", "web-7d9f8c6b5-h7kld", "web-5c4d9b7f68-zz9tk"),
+        ("train-4kq2w", "train-zx8vb", "train-9tkln"),
+        ("train-0-4kq2w", "train-1-zx8vb", "train-0-9tkln"),
+        ("set-0", "set-1", "set-11"),
+        ("night-29387520-4kq2w", "night-29388960-zx8vb", "night-29390400-9tkln"),
+    ],
+)
+def test_pods_of_one_controller_are_one_workload(scene: Callable[..., Scene], pods: Sequence[str]) -> None:
+    """Else a program with a bug takes one GPU after the other away."""
+    one = scene("A100-80", 1)
+    for pod in pods:
+        one.host.kubelet.pods.clear()
+        one.host.kubelet.give(pod, Box.uuid(0))
+        one.look()
+        one.agent.hear(xid(0, 31))
+    assert states(one.look()) == ["HEALTHY"]
 
 
 def test_the_kernels_numa_node(tmp_path: Path) -> None:
