@@ -65,6 +65,7 @@ class ThreadedWriter:
         self._store = store
         self._waiting: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._patient: list[_Job] = []  # before any that is handed over later
+        self._unanswered = 0
         self._closed = False
         # SQLite lets go of the interpreter at every row; with Python's 5 ms, a busy loop would let the thread starve.
         sys.setswitchinterval(SWITCH_S)
@@ -81,7 +82,7 @@ class ThreadedWriter:
         """
         if self._closed:
             raise StoreError("The ledger is closed: Tessera is stopping.")
-        if self._waiting.qsize() + len(self._patient) >= WAITING_MAX:
+        if self._unanswered >= WAITING_MAX:
             raise BusyError(f"{WAITING_MAX} commits wait already; try again in a moment.")
         loop = asyncio.get_running_loop()
         urgent = not changes or any(change.entry.event not in PATIENT for change in changes)
@@ -91,8 +92,11 @@ class ThreadedWriter:
             self._hand_over()
         elif len(self._patient) == 1:
             loop.call_later(PATIENCE_S, self._hand_over)
-        # The commit happens even when its caller goes away; only the waiting can be cancelled.
-        await job.done
+        self._unanswered += 1
+        try:
+            await job.done  # the commit happens even when its caller goes away; only the waiting can be cancelled
+        finally:
+            self._unanswered -= 1
 
     async def close(self) -> None:
         """Write what waits, then end the thread."""

@@ -87,6 +87,20 @@ async def test_a_bounded_number_waits_and_all_of_them_are_written() -> None:
     ledger.close()
 
 
+async def test_patient_ones_are_bounded_too() -> None:
+    ledger = Store.open("sqlite://")
+    writer = ThreadedWriter(ledger)
+    with ledger._guard:
+        start = (step(row_in(State.BOUND, "a"), Event.START),)
+        jobs = [asyncio.ensure_future(writer.commit(start)) for _ in range(WAITING_MAX + 10)]
+        await asyncio.wait(jobs, return_when=asyncio.FIRST_EXCEPTION, timeout=5)
+        refused = [job.exception() for job in jobs if job.done()]
+    assert [type(error) for error in refused] == [BusyError] * 10
+    await asyncio.gather(*jobs, return_exceptions=True)
+    await writer.close()
+    ledger.close()
+
+
 async def test_closing_writes_what_waits_and_then_refuses(ledger: Counting) -> None:
     writer = ThreadedWriter(ledger)
     waiting = [asyncio.ensure_future(writer.commit(submit(str(number)))) for number in range(100)]
