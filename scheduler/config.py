@@ -184,6 +184,22 @@ class Bound(_Part):
     namespaces: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _of_somebody(self) -> Bound:
+        if not self.users and not self.groups:
+            raise ValueError("name users or groups: nobody has this role by it")
+        for one in (*self.users, *self.groups):
+            source, _, called = one.partition(":")
+            if not source or not called or source == "token":
+                raise ValueError(
+                    f"{one!r} is nobody: people are kubernetes:NAME or PROVIDER:NAME; a token has its role"
+                )
+        if self.role in {Role.USER, Role.SERVICE} and not self.namespaces:
+            raise ValueError(f"role {self.role.value} reaches nothing without namespaces")
+        if self.role is Role.VIEWER and not (self.namespaces or self.queues):
+            raise ValueError("role viewer reaches nothing without namespaces or queues")
+        return self
+
 
 class Access(_Part):
     """Who may use the API, and how they are known. With none of it the API listens on loopback alone, for everybody.

@@ -165,7 +165,10 @@ def test_a_node_group_is_read_as_a_node_is(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("access: {oidc: [{issuer: a, audience: b, keys: http://elsewhere/keys}]}", "access.oidc.0.keys"),
-        ("access: {oidc: [{issuer: a, audience: b, keys: https://a/k, algorithms: [HS256]}]}", "access.oidc.0.algorithms"),
+        (
+            "access: {oidc: [{issuer: a, audience: b, keys: https://a/k, algorithms: [HS256]}]}",
+            "access.oidc.0.algorithms",
+        ),
         ("access: {oidc: [{issuer: a, audience: b, keys: https://a/k, leeway: 2m}]}", "access.oidc.0.leeway"),
         ("access: {oidc: [{issuer: a, audience: b, keys: https://a/k, name: kubernetes}]}", "others' people"),
         (
@@ -173,6 +176,12 @@ def test_a_node_group_is_read_as_a_node_is(tmp_path: Path) -> None:
             "two providers have one name",
         ),
         ("access: {bindings: [{role: root}]}", "access.bindings.0.role"),
+        ("access: {bindings: [{role: admin}]}", "nobody has this role"),
+        ("access: {bindings: [{role: admin, users: [alice]}]}", "'alice' is nobody"),
+        ("access: {bindings: [{role: admin, groups: ['oidc:']}]}", "'oidc:' is nobody"),
+        ("access: {bindings: [{role: admin, users: ['token:ci']}]}", "a token has its role"),
+        ("access: {bindings: [{role: user, users: ['oidc:a'], queues: [q]}]}", "without namespaces"),
+        ("access: {bindings: [{role: viewer, groups: ['oidc:a']}]}", "without namespaces or queues"),
         ("access: {burst: 0}", "access.burst"),
         ("access: {password: x}", "unknown key `access.password`"),
     ],
