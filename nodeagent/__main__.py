@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from random import Random
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
@@ -22,7 +23,11 @@ from nodeagent.doctor import FAIL, MODES, OBSERVED, Check, examine
 from nodeagent.report import Report, encode
 from nodeagent.watching import watch
 
+if TYPE_CHECKING:
+    from nodeagent.stream import Uplink
+
 USAGE = 64
+_TOKEN = Path("/var/run/secrets/tessera/token")
 _SAMPLE_S = 0.2  # GPM measures between two samples more than 100 ms apart
 _INTERVALS_S = (0.5, 60.0)  # the driver's own figures are means over up to a second
 
@@ -55,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--once", action="store_true", help="report once and end")
     parser.add_argument("--node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of the node")
     parser.add_argument("--metrics", default=":9090", type=_address, metavar="HOST:PORT", help="where /metrics is")
+    parser.add_argument(
+        "--tessera", metavar="URL", help="wss://HOST:PORT of Tessera's port for agents; none by default"
+    )
+    parser.add_argument("--token", type=Path, default=_TOKEN, help="file with this pod's projected token")
+    parser.add_argument("--ca", type=Path, help="CA of Tessera's certificate (PEM); default: those of the system")
+    parser.add_argument(
+        "--spool", type=Path, metavar="DIR", help="keep there what Tessera misses; default: keep nothing"
+    )
     parser.add_argument("--no-dcgm-names", action="store_true", help="leave DCGM's names out of /metrics")
     parser.add_argument("--interval", default=5.0, type=_interval, metavar="SECONDS", help="between two looks")
     commands = parser.add_subparsers(dest="command", parser_class=_Parser)
@@ -155,7 +168,29 @@ def _watch(agent: Agent, options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    return watch(agent, stop, address=options.metrics, interval_s=options.interval, dcgm=not options.no_dcgm_names)
+    uplink = _uplink(options) if options.tessera else None
+    try:
+        return watch(
+            agent, stop, address=options.metrics, interval_s=options.interval, dcgm=not options.no_dcgm_names,
+            uplink=uplink,
+        )  # fmt: skip
+    finally:
+        if uplink is not None:
+            uplink.close()
+
+
+def _uplink(options: argparse.Namespace) -> Uplink:
+    """Begin to report to Tessera."""
+    from nodeagent.stream import Tessera, Uplink  # noqa: PLC0415 - a third of the agent's memory, where it is wanted
+
+    tessera = Tessera(options.tessera, options.token, options.ca, options.spool)
+    try:
+        tessera.check()
+    except ValueError as error:
+        sys.stderr.write(f"tessera-agent: --tessera: {error}\n")
+        sys.exit(USAGE)
+    rng = Random(os.urandom(8))  # noqa: S311 - spreads the tries of many agents
+    return Uplink(tessera, rng=rng, say=lambda text: print(f"tessera-agent: {text}", file=sys.stderr))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import queue
 import sys
 import threading
 import time
+from typing import Protocol
 
 import orjson
 
@@ -76,7 +77,23 @@ class Listener:
                 ended.wait(_AFTER_FAILURE_S)
 
 
-def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], interval_s: float, dcgm: bool) -> int:
+class Taker(Protocol):
+    """Who is told of each report."""
+
+    def publish(self, report: Report) -> None:
+        """Take it; returns at once."""
+        ...
+
+
+def watch(
+    agent: Agent,
+    stop: threading.Event,
+    *,
+    address: tuple[str, int],
+    interval_s: float,
+    dcgm: bool,
+    uplink: Taker | None = None,
+) -> int:
     """Run until `stop`, or until the driver was changed below us: then only a new process can use it.
 
     Returns:
@@ -106,6 +123,8 @@ def watch(agent: Agent, stop: threading.Event, *, address: tuple[str, int], inte
             report = agent.look(deep=deep)
             listener.follow(agent)
             exporter.publish(report)
+            if uplink is not None:
+                uplink.publish(report)
             said = _tell(report, said)
             if report.problem and Why.MISMATCH.text in report.problem:
                 return 1

@@ -53,7 +53,11 @@ def serve(
     extender_client_ca: Annotated[Path | None, typer.Option(help="CA of kube-scheduler's certificate.")] = None,
     api: Annotated[str, typer.Option(help="HOST:PORT for people; loopback without `access`.")] = "127.0.0.1:8080",
     webhook: Annotated[str, typer.Option(help="HOST:PORT for kube-apiserver's admission; none by default.")] = "",
-    tls_cert: Annotated[Path | None, typer.Option(help="Its certificate (PEM); by default one of its own.")] = None,
+    agents: Annotated[str, typer.Option(help="HOST:PORT for node agents; none by default.")] = "",
+    agents_token: Annotated[Path | None, typer.Option(help="Write their token there; with --embedded.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate for webhook and agents (PEM); the webhook can make its own.")
+    ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus and probes.")] = "127.0.0.1:9090",
     dev_token: Annotated[Path | None, typer.Option(help="Write an administrator's token there.")] = None,
@@ -75,6 +79,8 @@ def serve(
             extender_tls_key=extender_tls_key,
             extender_client_ca=extender_client_ca,
             webhook=webhook,
+            agents=agents,
+            agents_token=agents_token,
             tls_cert=tls_cert,
             tls_key=tls_key,
             api=api,

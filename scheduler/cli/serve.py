@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import signal
 import ssl
 import sys
@@ -52,6 +53,7 @@ from .places import default_url, make_state_folder
 
 if TYPE_CHECKING:
     from scheduler.certificates import SharedCertificate
+    from scheduler.web.agents import Agents
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +80,8 @@ class Options:
     extender_client_ca: Path | None = None
     queues: Path | None = None
     webhook: str = ""
+    agents: str = ""
+    agents_token: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     dev_token: Path | None = None
@@ -91,13 +95,22 @@ class Options:
             return None
         raise typer.BadParameter("--extender-tls-cert, --extender-tls-key and --extender-client-ca belong together")
 
-    def webhook_tls(self) -> Files | None:
-        """Return the webhook's TLS files, None when it makes its own certificate. Raises typer.BadParameter."""
-        if self.tls_cert is not None and self.tls_key is not None and self.webhook:
+    def shown_tls(self) -> Files | None:
+        """Return the TLS files of webhook and agents, None when there are none. Raises typer.BadParameter."""
+        if self.tls_cert is not None and self.tls_key is not None and (self.webhook or self.agents):
             return Files(self.tls_cert, self.tls_key)
         if self.tls_cert is None and self.tls_key is None:
             return None
-        raise typer.BadParameter("--tls-cert and --tls-key belong together, and to --webhook")
+        raise typer.BadParameter("--tls-cert and --tls-key belong together, and to --webhook or --agents")
+
+    def check_agents(self) -> None:
+        """Refuse a port for agents that nobody could use, or everybody. Raises typer.BadParameter."""
+        if self.agents_token is not None and (self.embedded is None or not self.agents):
+            raise typer.BadParameter("--agents-token belongs to --agents and --embedded; a cluster knows its agents")
+        if self.agents and self.embedded is not None and self.agents_token is None:
+            raise typer.BadParameter("--agents with --embedded needs --agents-token FILE, which is written")
+        if self.agents and (self.shown_tls() is None or self.agents_token is not None):
+            loopback(self.agents, "--agents", "or name --tls-cert and --tls-key, which let it listen anywhere")
 
 
 def run(options: Options) -> None:
@@ -106,7 +119,8 @@ def run(options: Options) -> None:
         raise typer.BadParameter("name exactly one of --kubeconfig FILE, --in-cluster and --embedded DIR")
     if options.tls() is None:
         loopback(options.extender, "--extender", "or name the three TLS files, which let it listen anywhere")
-    options.webhook_tls()
+    options.shown_tls()
+    options.check_agents()
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 - optional, extra [fast]
 
@@ -140,7 +154,8 @@ async def _serve(options: Options) -> None:
                 world.extender = app.extender
             app.queues.given = given
             door = _door(options, app, cluster if world is None else None)
-            await _live(app, options, occupancy, tls, door)
+            agents = _agents(options, app, cluster) if options.agents else None
+            await _live(app, options, occupancy, tls, door, agents=agents)
     finally:
         store.close()
 
@@ -189,7 +204,29 @@ def _door(options: Options, app: App, server: Cluster | None) -> Access:
     return door_of(app.settings.access, app.clock, review, own)
 
 
-async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingContext | None, door: Access) -> None:
+def _agents(options: Options, app: App, server: Cluster) -> Agents:
+    """Return what talks to node agents; a token of our own is made anew at every start. Raises ConfigError."""
+    from scheduler.web.agents import Agents  # noqa: PLC0415 - the reader of reports, only where it is used
+    from scheduler.web.vouching import by_kubernetes, by_token  # noqa: PLC0415 - as above
+
+    if options.agents_token is not None:
+        text = secrets.token_urlsafe(32)
+        write_secret(options.agents_token, text + "\n")
+        return Agents(app.desk, by_token(text), app.metrics.registry)
+    from scheduler.kube.reviewing import extra_reviewer  # noqa: PLC0415 - only where there is an API server
+
+    return Agents(app.desk, by_kubernetes(extra_reviewer(server), app.settings.namespace), app.metrics.registry)
+
+
+async def _live(
+    app: App,
+    options: Options,
+    occupancy: Occupancy,
+    tls: RotatingContext | None,
+    door: Access,
+    *,
+    agents: Agents | None = None,
+) -> None:
     """Start listening, recover as soon as the API server can be reached, say ready, and wait for the end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -206,6 +243,7 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
             await _listen(runners, _guarded(metrics_app(app.views)), options.metrics),
         ]
         hook, certificate = await _listen_webhook(runners, app, options) if options.webhook else (None, None)
+        stream = await _listen_agents(runners, app, options, agents) if agents is not None else None
         ends = [loop.create_task(work) for work in (app.crew.failed(), stop.wait())]
         starting = loop.create_task(_begin(app, occupancy, certificate))
         try:
@@ -214,7 +252,7 @@ async def _live(app: App, options: Options, occupancy: Occupancy, tls: RotatingC
                 starting.result()
                 gc.freeze()  # with what little garbage there is: to look for it takes a third of a second
                 gc.enable()
-                _say_ready(urls, hook)
+                _say_ready(urls, hook, stream)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             over = [task for task in ends if task.done()]
@@ -248,7 +286,7 @@ async def _stop(app: App, occupancy: Occupancy) -> None:
         log.warning("stop.cut_short", seconds=STOP_S)
 
 
-def _say_ready(urls: list[str], webhook: str | None) -> None:
+def _say_ready(urls: list[str], webhook: str | None, agents: str | None) -> None:
     extender, api, metrics = urls
     line = {
         "ready": True,
@@ -256,7 +294,7 @@ def _say_ready(urls: list[str], webhook: str | None) -> None:
         "extender": f"{extender}/scheduler",
         "api": api,
         "webhook": webhook,
-        "agents": None,
+        "agents": agents,
         "metrics": f"{metrics}/metrics",
     }
     sys.stdout.write(orjson.dumps(line).decode() + "\n")
@@ -269,7 +307,7 @@ async def _listen_webhook(
     """Listen for kube-apiserver; return the URL to call, and the certificate where Tessera makes its own."""
     listener = webhook_app(Webhook(app.metrics.registry))
     own: SharedCertificate | None = None
-    if files := options.webhook_tls():
+    if files := options.shown_tls():
         context: ssl.SSLContext = RotatingContext.of(files)
     else:
         from scheduler.certificates import SharedCertificate, service_names  # noqa: PLC0415 - dear, and only for this
@@ -280,6 +318,17 @@ async def _listen_webhook(
         context = own.context
     url = await _listen(runners, _guarded(listener), options.webhook, partial(TlsSite, context=context))
     return f"{url}/mutate", own
+
+
+async def _listen_agents(runners: list[web.BaseRunner], app: App, options: Options, agents: Agents) -> str:
+    """Listen for node agents, and for their silence; return the URL to connect to."""
+    from scheduler.web.agents import agents_app  # noqa: PLC0415 - only where it is used
+
+    app.crew.spawn(forever("agents", agents.step, app.clock, 1.0))
+    files = options.shown_tls()
+    site = partial(TlsSite, context=RotatingContext.of(files)) if files else web.TCPSite
+    url = await _listen(runners, _guarded(agents_app(agents)), options.agents, site)
+    return url.replace("http", "ws", 1)
 
 
 def _guarded(app: web.Application) -> web.BaseRunner:

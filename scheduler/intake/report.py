@@ -23,13 +23,16 @@ _HEALTH = {
 
 
 def read_report(report: Report) -> Sighting:
-    """Return what a report says of a node's GPUs; those that are lost are not among them."""
+    """Return what a report says of a node's GPUs; those that are lost are not among them.
+
+    While a GPU's MIG layout is being changed nothing of it may be given away.
+    """
     groups = _link_groups(report.devices)
     devices = tuple(
         Seen(
             slot=device.index,
             uuid=device.uuid,
-            health=_HEALTH[device.health.state],
+            health=Health.RESETTING if device.reconfiguring else _HEALTH[device.health.state],
             mig_mode=device.mig_mode == MIG_ON,
             numa=device.numa if device.numa is not None and device.numa <= NUMA_MAX else -1,
             link_group=group,

@@ -132,7 +132,7 @@ class OidcTokens:
 
     async def subject(self, token: str) -> Subject | None:
         """Return who shows this token; None where it is of another issuer, or not good."""
-        header, said = _unverified(token)
+        header, said = unverified(token)
         if said.get("iss") != self.provider.issuer or header.get("alg") not in self.provider.algorithms:
             return None
         if "crit" in header or not isinstance(header.get("kid"), str):
@@ -193,7 +193,7 @@ def _key(told: object) -> RSAKey | ECKey | None:
     return key if isinstance(key, RSAKey | ECKey) else None
 
 
-def _unverified(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def unverified(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return header and claims as they are written, which proves nothing; empty ones for what is no such token."""
     parts = token.split(".")
     if len(parts) != 3:  # noqa: PLR2004 - header, claims, signature

@@ -37,6 +37,10 @@ def test_every_state_has_a_verdict_and_probation_works(state: str) -> None:
     assert seen.health is (Verdict.HEALTHY if state == "PROBATION" else Verdict[state])
 
 
+def test_a_gpu_whose_layout_is_being_changed_is_not_given_away() -> None:
+    assert [one.health for one in read(device(0, reconfiguring=True)).devices] == [Verdict.RESETTING]
+
+
 def test_mig_mode_is_the_current_one() -> None:
     modes = [device(0, mig_mode="on"), device(1, mig_mode="off", mig_pending=True), device(2, mig_mode="none")]
     assert [one.mig_mode for one in read(*modes).devices] == [True, False, False]
