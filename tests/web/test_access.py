@@ -22,7 +22,7 @@ from scheduler.model.pod import Pod
 from scheduler.model.queue import Queue, Selector
 from scheduler.model.reservation import Event
 from scheduler.model.subject import Grant, Reach, Role, Scope, Subject, reach_of
-from scheduler.web.access import ANYBODY, RULES, Access, Binding, Rate, bound, seal
+from scheduler.web.access import ANYBODY, CALL_S, RULES, Access, Binding, Rate, bound, seal
 from scheduler.web.routes import api_app
 from tests.objects import raw_pod
 from tests.web.test_faces import Faces, serving
@@ -231,6 +231,37 @@ def test_a_rate_fills_up_again_and_remembers_a_bounded_number(monkeypatch: pytes
     for number in range(50):
         rate.wait_s(f"one-{number}")
     assert len(rate._left) == 10
+
+
+def test_a_call_that_takes_long_counts_as_several_and_a_debt_has_an_end() -> None:
+    clock = Slow()
+    rate = Rate(clock, per_second=10.0, burst=20.0)  # type: ignore[arg-type]
+    assert rate.wait_s("a") == 0
+    rate.charge("a", CALL_S / 2)
+    assert rate._left["a"][0] == 19
+    rate.charge("a", CALL_S * 11)
+    assert rate._left["a"][0] == 9
+    rate.charge("a", 3600)
+    assert rate.wait_s("a") == pytest.approx(2.1)
+    assert rate.wait_s("b") == 0
+    clock.now_s = 2.2
+    assert rate.wait_s("a") == 0
+
+
+async def test_who_has_much_explained_is_put_off_but_for_administrators(monkeypatch: pytest.MonkeyPatch) -> None:
+    door, clock = Door(), Slow()
+    app = api_app(door.faces.views, Access((door.known,), Rate(clock, 50.0, 100.0)))  # type: ignore[arg-type]
+
+    def long(*_: object) -> dict[str, object]:
+        clock.now_s += 0.5
+        return {}
+
+    door.app()
+    monkeypatch.setattr("scheduler.web.views.explanation", long)
+    async with serving(app) as client:
+        for role, put_off in ((Role.USER, True), (Role.ADMIN, False)):
+            found = [(await told(client, "/api/v1/requests/uid-a/explanation", role.value))[0] for _ in range(3)]
+            assert found == ([200, 429, 429] if put_off else [200, 200, 200])
 
 
 def test_a_route_without_a_row_does_not_start() -> None:
