@@ -53,6 +53,9 @@ def read_wishes(queue: str | None, notes: Mapping[str, str], reader: Reader) -> 
     if GANG_SIZE in notes and GANG not in notes:
         message = f"{GANG_SIZE} needs a gang; add the annotation {GANG}, or take it away."
         reader.refuse(Unreadable(message, code="request.gang"))
+    if GANG in notes and GANG_SIZE not in notes:
+        message = f"{GANG} needs a size; add the annotation {GANG_SIZE} with the number of pods, or take it away."
+        reader.refuse(Unreadable(message, code="request.gang"))
     return Wishes(
         queue=reader.take(_queue, queue, DEFAULT_QUEUE),
         gang=reader.take(_gang, notes.get(GANG), ""),

@@ -190,6 +190,7 @@ def test_roles_and_reuse() -> None:
         ),
         *((pod(notes=note(gang="g", gang_size=bad)), "request.gang") for bad in ("", "0", "10001", "-1", "2.0", "x")),
         (pod(notes=note(gang_size="2")), "request.gang"),
+        (pod(notes=note(gang="g")), "request.gang"),
         *((pod(notes=note(gang=bad)), "request.gang") for bad in ("", " ", "a b", "x" * 254)),
         *((pod(notes=note(**{"class": bad})), "request.class") for bad in ("", "Batch", "best")),
         *((pod(notes=note(max_runtime=bad)), "request.max_runtime") for bad in ("", "0s", "90", "-1h", "1y")),
@@ -216,6 +217,11 @@ def test_refusals(raw: Json, code: str) -> None:
     assert (found.reason, found.code) == ("InvalidRequest", code)
     assert found.text.endswith(".")
     assert len(found.text) < 400
+
+
+def test_half_a_gang_is_told_what_it_lacks() -> None:
+    assert "add the annotation tessera.dev/gang," in refusal(pod(notes=note(gang_size="2"))).text
+    assert "add the annotation tessera.dev/gang-size " in refusal(pod(notes=note(gang="g"))).text
 
 
 def test_refused_asks_are_booked_as_far_as_they_can_be_read() -> None:
@@ -431,7 +437,7 @@ def test_the_rich_pod_itself_is_fine() -> None:
 @pytest.mark.parametrize(
     ("labels", "notes", "words"),
     [
-        ({"tessera.dev/queue": "a", "app": "x"}, {"tessera.dev/gang": "g", "tessera.dev/touch": "1"}, []),
+        ({"tessera.dev/queue": "a", "app": "x"}, {"tessera.dev/class": "batch", "tessera.dev/touch": "1"}, []),
         ({}, {"tessera.dev/gpu-modle": "A100"}, ["annotation 'tessera.dev/gpu-modle'", "mean tessera.dev/gpu-model?"]),
         ({"tessera.dev/gpu-model": "A100"}, {}, ["label 'tessera.dev/gpu-model'", "write it as an annotation"]),
         ({}, {"tessera.dev/queue": "a"}, ["annotation 'tessera.dev/queue'", "write it as a label"]),
