@@ -167,12 +167,16 @@ class OidcTokens:
 
     async def _key(self, kid: str) -> RSAKey | ECKey | None:
         """Return the key of this id; for an unknown one the keys are fetched again, once a minute at most."""
-        age_s = self.clock.monotonic() - self._fetched_s
-        if age_s > KEYS_S or (kid not in self._keys and age_s > KEYS_AGAIN_S):
-            async with self._lock:
-                if self.clock.monotonic() - self._fetched_s >= age_s:  # nobody did it meanwhile
-                    await self._renew()
+        if kid in self._keys and (self._age_s() <= KEYS_S or self._lock.locked()):
+            return self._keys[kid]
+        async with self._lock:  # who comes while they are fetched waits for them
+            age_s = self._age_s()
+            if age_s > KEYS_S or (kid not in self._keys and age_s > KEYS_AGAIN_S):
+                await self._renew()
         return self._keys.get(kid)
+
+    def _age_s(self) -> float:
+        return self.clock.monotonic() - self._fetched_s
 
     async def _renew(self) -> None:
         self._fetched_s = self.clock.monotonic()

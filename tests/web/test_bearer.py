@@ -238,6 +238,35 @@ async def test_keys_that_are_no_keys_are_passed_over() -> None:
         clock.now_s += 61
 
 
+async def test_who_comes_while_the_keys_are_fetched_waits_for_them() -> None:
+    go, fetched = asyncio.Event(), 0
+
+    async def fetch(_: str) -> bytes:
+        nonlocal fetched
+        fetched += 1
+        await go.wait()
+        return orjson.dumps({"keys": [RSA.as_dict(private=False)]})
+
+    clock = Clock()
+    known = OidcTokens(Provider("oidc", ISSUER, AUDIENCE, URL), fetch, BINDINGS, clock)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        tasks = [asyncio.create_task(known.subject(signed(GOOD))) for _ in range(5)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        go.set()
+        assert all(await asyncio.gather(*tasks))
+        assert fetched == 1
+        go.clear()
+        clock.now_s += 3601
+        later = signed(GOOD | {"exp": NOW_S + 9999})
+        first = asyncio.create_task(known.subject(later))
+        await asyncio.sleep(0)
+        assert await known.subject(later) is not None, "what is known is good enough while it is fetched anew"
+        go.set()
+        assert await first is not None
+    assert fetched == 2
+
+
 @pytest.mark.parametrize(
     "odd",
     [
