@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -252,6 +253,30 @@ def test_policy_v1_covers_every_path_by_which_an_annotation_reaches_a_pod() -> N
     assert set(yaml.safe_load(guarded)) == GUARDED
     binding = pick(DOCUMENTS, "ValidatingAdmissionPolicyBinding", "tessera-v1-annotations")["spec"]
     assert binding == {"policyName": "tessera-v1-annotations", "validationActions": ["Deny"]}
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/README.md", "docs/operations.md"])
+def test_the_documented_overlay_names_the_image_that_was_pushed(page: str, tmp_path: Path) -> None:
+    root = Path(BASE).parents[2]
+    found = re.search(
+        r"podman push (?P<pushed>\S+)\n(?P<write>mkdir .*?)kubectl apply -k (?P<folder>\S+)\n",
+        re.sub(r"^ {4}", "", (root / page).read_text(), flags=re.MULTILINE),
+        re.DOTALL,
+    )
+    assert found is not None
+    shutil.copytree(BASE, tmp_path / "deploy" / "kustomize" / "base")
+    subprocess.run(["bash", "-ec", found["write"]], check=True, cwd=tmp_path)
+    overlay = tmp_path / found["folder"]
+    kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    assert set(kustomization) == {"resources", "images"}
+    (resource,), (image,) = kustomization["resources"], kustomization["images"]
+    assert (overlay / resource / "kustomization.yaml").is_file()
+    name, _, tag = container("tessera")["image"].partition(":")
+    assert (image["name"], f"{image['newName']}:{tag}") == (name, found["pushed"])
+    if shutil.which("kubectl"):
+        built = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, check=True, text=True).stdout
+        deployment = pick(list(yaml.safe_load_all(built)), "Deployment", "tessera")
+        assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == found["pushed"]
 
 
 def test_the_image_runs_the_shipped_command_as_nobody() -> None:

@@ -63,7 +63,9 @@ def rights(check: str, who: str, answers: Iterable[tuple[Right, bool]]) -> Check
     """Judge whether somebody has all the rights that Tessera needs."""
     missing = [str(right) for right, allowed in answers if not allowed]
     if missing:
-        return Check(check, "fail", f"{who} may not: {'; '.join(missing)}", "apply deploy/kustomize/base")
+        return Check(
+            check, "fail", f"{who} may not: {'; '.join(missing)}", "apply deploy/kustomize/base/rbac-tessera.yaml"
+        )
     return Check(check, "ok", f"{who} has every right that Tessera needs")
 
 
@@ -148,7 +150,7 @@ def line(
         managed: names of the namespaces that are labelled.
     """
     if not managed and webhook is None:
-        do = f"apply deploy/kustomize/base and label a namespace {MANAGED}=true, where pods shall wait in order"
+        do = f"apply the admission-*.yaml of deploy/kustomize/base; label {MANAGED}=true where pods shall wait in order"
         return [Check("webhook", "warn", "not there: all pods go the direct way", do)]
     found = [_webhook(webhook, managed)]
     for name, what, file in LINE_POLICIES:
