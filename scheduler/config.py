@@ -245,6 +245,7 @@ class Settings(_Part):
     queue: Queue = Queue()
     log: Log = Log()
     namespace: str = Field(default="tessera-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    agentNamespace: str = Field(default="tessera-agent", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")  # noqa: N815
     nodeGroups: tuple[NodeGroup, ...] = Field(default=(), max_length=256)  # noqa: N815
     templates: dict[str, Any] = Field(default_factory=dict)
     access: Access = Access()

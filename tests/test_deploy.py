@@ -286,4 +286,4 @@ def test_the_image_runs_the_shipped_command_as_nobody() -> None:
     assert pod_spec()["securityContext"]["runAsUser"] == 65532
     (command,) = [yaml.safe_load(line.removeprefix("CMD ")) for line in lines if line.startswith("CMD ")]
     assert command == container("tessera")["args"]
-    assert any(".[fast,postgres]" in line for line in lines)
+    assert any(".[agent,fast,postgres]" in line for line in lines)

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 STOP_S = 6.0
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+AGENTS = "tessera-agents"  # the Service in front of the port for agents
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - addresses that no certificate names
 CERTIFICATE_S = 60.0  # how often the shared certificate is looked at
 HANG_UP_S = 0.5  # twice this for each listener, for clients that never finish what they began
@@ -109,7 +111,7 @@ class Options:
             raise typer.BadParameter("--agents-token belongs to --agents and --embedded; a cluster knows its agents")
         if self.agents and self.embedded is not None and self.agents_token is None:
             raise typer.BadParameter("--agents with --embedded needs --agents-token FILE, which is written")
-        if self.agents and (self.shown_tls() is None or self.agents_token is not None):
+        if self.agents and (self.agents_token is not None or (self.shown_tls() is None and not self.webhook)):
             loopback(self.agents, "--agents", "or name --tls-cert and --tls-key, which let it listen anywhere")
 
 
@@ -215,7 +217,8 @@ def _agents(options: Options, app: App, server: Cluster) -> Agents:
         return Agents(app.desk, by_token(text), app.metrics.registry)
     from scheduler.kube.reviewing import extra_reviewer  # noqa: PLC0415 - only where there is an API server
 
-    return Agents(app.desk, by_kubernetes(extra_reviewer(server), app.settings.namespace), app.metrics.registry)
+    vouch = by_kubernetes(extra_reviewer(server), app.settings.agentNamespace)
+    return Agents(app.desk, vouch, app.metrics.registry)
 
 
 async def _live(
@@ -243,7 +246,7 @@ async def _live(
             await _listen(runners, _guarded(metrics_app(app.views)), options.metrics),
         ]
         hook, certificate = await _listen_webhook(runners, app, options) if options.webhook else (None, None)
-        stream = await _listen_agents(runners, app, options, agents) if agents is not None else None
+        stream = await _listen_agents(runners, app, options, agents, certificate) if agents is not None else None
         ends = [loop.create_task(work) for work in (app.crew.failed(), stop.wait())]
         starting = loop.create_task(_begin(app, occupancy, certificate))
         try:
@@ -314,19 +317,27 @@ async def _listen_webhook(
 
         host, namespace = split(options.webhook)[0], app.settings.namespace
         names = [*service_names(namespace), *([] if host in EVERYWHERE else [host])]
+        names += [f"{AGENTS}.{namespace}.svc", f"{AGENTS}.{namespace}.svc.cluster.local"] if options.agents else []
         own = SharedCertificate(None if options.embedded else app.cluster, app.clock, namespace, names)
         context = own.context
     url = await _listen(runners, _guarded(listener), options.webhook, partial(TlsSite, context=context))
     return f"{url}/mutate", own
 
 
-async def _listen_agents(runners: list[web.BaseRunner], app: App, options: Options, agents: Agents) -> str:
-    """Listen for node agents, and for their silence; return the URL to connect to."""
+async def _listen_agents(
+    runners: list[web.BaseRunner], app: App, options: Options, agents: Agents, own: SharedCertificate | None
+) -> str:
+    """Listen for node agents, and for their silence; return the URL to connect to.
+
+    Without TLS files the webhook's own certificate serves here too, except on loopback.
+    """
     from scheduler.web.agents import agents_app  # noqa: PLC0415 - only where it is used
 
     app.crew.spawn(forever("agents", agents.step, app.clock, 1.0))
-    files = options.shown_tls()
-    site = partial(TlsSite, context=RotatingContext.of(files)) if files else web.TCPSite
+    context: ssl.SSLContext | None = RotatingContext.of(files) if (files := options.shown_tls()) else None
+    if own is not None and split(options.agents)[0] not in LOOPBACK:
+        context = own.context
+    site = partial(TlsSite, context=context) if context is not None else web.TCPSite
     url = await _listen(runners, _guarded(agents_app(agents)), options.agents, site)
     return url.replace("http", "ws", 1)
 
@@ -365,6 +376,6 @@ def split(address: str) -> tuple[str, int]:
 
 def loopback(address: str, option: str, otherwise: str = "") -> None:
     """Refuse to listen where strangers can reach an unauthenticated port. Raises typer.BadParameter."""
-    if split(address)[0] not in {"127.0.0.1", "::1", "localhost"}:
+    if split(address)[0] not in LOOPBACK:
         advice = ", ".join(part for part in ("use 127.0.0.1", otherwise) if part)
         raise typer.BadParameter(f"{option} {address}: there is no access control on this port; {advice}")
