@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import sharing
-from .columns import I32, Ask, FloatArray, Kind, Mix, Snapshot
+from .columns import I32, Ask, BoolArray, FloatArray, Kind, Mix, Snapshot
 from .fit import EXACT
 
 Floats = npt.NDArray[np.float64]
@@ -131,7 +131,7 @@ def least_waste(snapshot: Snapshot, ask: Ask, mix: Mix) -> FloatArray:
     if seen.cores:
         cost += STRANDED * (_stranded(gpu_left, cpu_left / seen.cores) - _stranded(gpu, cpu / seen.cores))
     if ask.kind == Kind.NONE:
-        cost += BESIDE_GPU * gpu + BESIDE_CORE * cpu_left + ON_GPU_NODE * (snapshot.gpus_total > 0)
+        cost += BESIDE_GPU * gpu + BESIDE_CORE * cpu_left + ON_GPU_NODE * _with_gpus(snapshot)
     else:
         cost += FREE_GPU * gpu_left + FREE_CORE * cpu_left
         if seen.broken is not None:
@@ -215,6 +215,11 @@ def _taken(snapshot: Snapshot, ask: Ask, mix: Mix, free: I32) -> tuple[Floats | 
 def _share_milli(snapshot: Snapshot, ask: Ask) -> Counts | int:
     """Return what one share takes of each card, ``[D, N]``, or one number where it is the same of all."""
     return ask.device_milli or sharing.sizes(snapshot, ask)[1]
+
+
+def _with_gpus(snapshot: Snapshot) -> BoolArray:
+    """Return ``[N]`` which nodes have GPUs in any form: tokens, MIG slices, all taken or not, or known devices."""
+    return (snapshot.gpus_total > 0) | (snapshot.slices_total > 0).any(axis=0) | snapshot.exists.any(axis=0)
 
 
 def _mig_milli(snapshot: Snapshot) -> Counts | int:

@@ -6,7 +6,7 @@ Devices: `.` free, `x` taken as a whole, `s` shared (half of it), `m` MIG mode o
 `!` broken, `?` not there (a gap); `-` alone = a node without devices. Words before them: `observed` (else exact),
 `foreign` (somebody holds an unnamed device), `replicas` (nvidia.com/gpu is no whole GPU), `hole` (no live node), a
 model of MODELS (else H100), `cpu=`, `memory=` (free, of 100 each), `pods=`, `shares=` (tokens left) and `1g.10gb=3/7`
-(tokens left of all; plenty on exact nodes, none on observed ones, unless told). A device has 100 MiB.
+(tokens left of all; plenty on exact nodes with devices, none on others, unless told). A device has 100 MiB.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def cluster(
     devices = ["" if words[-1] == "-" else words[-1] for words in drawn]
     columns = blank(len(nodes), max([1, *map(len, devices)]), profiles=len(PROFILES))
     for row, (words, row_devices) in enumerate(zip(drawn, devices, strict=True)):
-        _node(columns, row, words[:-1])
+        _node(columns, row, words)
         model = next((word for word in words[:-1] if word in MODELS), "H100")
         for slot, char in enumerate(row_devices):
             _device(columns, slot, row, char)
@@ -91,7 +91,7 @@ def _node(columns: dict[str, Any], row: int, words: list[str]) -> None:
     told = {key: value for key, _, value in (word.partition("=") for word in words) if value}
     amounts |= {key: int(value) for key, value in told.items() if key not in PROFILES}
     for code, profile in enumerate(PROFILES):
-        left, _, total = told.get(profile, "0" if "observed" in words else str(PLENTY)).partition("/")
+        left, _, total = told.get(profile, "0" if {"observed", "-"} & {*words} else str(PLENTY)).partition("/")
         columns["slices_free"][code, row] = int(left)
         columns["slices_total"][code, row] = int(total or left)
     columns["shares_free"][row] = amounts.get("shares", PLENTY)

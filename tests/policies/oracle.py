@@ -369,6 +369,11 @@ def _cores(mix: Mix) -> float:
     return cores / gpus if gpus else 0.0
 
 
+def _with_gpus(s: Snapshot, n: int) -> bool:
+    tokens, slices = s.gpus_total[n], sum(int(row[n]) for row in s.slices_total)
+    return tokens > 0 or slices > 0 or any(s.exists[d, n] for d in range(s.slots))
+
+
 def _least_waste(s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
     if not s.slots:
         return 0.5
@@ -390,7 +395,7 @@ def _least_waste(s: Snapshot, a: Ask, n: int, mix: Mix) -> float:
     if cores:
         cost += 0.4 * (_stranded(left, after / cores) - _stranded(gpu, cpu / cores))
     if a.kind == Kind.NONE:
-        cost += 0.3 * gpu / 8 + 0.3 * after / 128 + (s.gpus_total[n] > 0)
+        cost += 0.3 * gpu / 8 + 0.3 * after / 128 + _with_gpus(s, n)
     else:
         idle = sum(milli >= 1000 for milli in free)
         cost += 0.05 * left / 8 + 0.03 * after / 128

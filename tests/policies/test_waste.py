@@ -110,3 +110,16 @@ def test_who_may_choose_leaves_dear_models_alone() -> None:
 def test_a_pod_without_gpus_spares_gpu_nodes_however_full() -> None:
     gpu, without = least_waste(cluster("xxxx", "-"), ask(0, nodes=2), mix_of((Kind.WHOLE, 1, 1000, 1)))
     assert without > gpu
+
+
+@pytest.mark.parametrize("slices", [0, 7])
+@pytest.mark.parametrize("devices", [0, 4])
+def test_a_pod_without_gpus_spares_nodes_that_only_offer_mig_slices(slices: int, devices: int) -> None:
+    drawn = cluster("----", "-")
+    exists = drawn.exists.copy()
+    exists[:, 0], exists[:devices, 0] = False, True
+    none = np.zeros_like(drawn.gpus_total)
+    total, free = np.array([[slices, 0]]), np.array([[0, 0]])
+    snapshot = replace(drawn, exists=exists, gpus_total=none, gpus_free=none, slices_total=total, slices_free=free)
+    sliced, without = least_waste(snapshot, ask(0, nodes=2), empty_mix(MODELS))
+    assert (without - sliced > 0.05) == bool(slices or devices)
