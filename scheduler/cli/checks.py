@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from policies.columns import Mode
-from scheduler import PREFIX, geometry
+from scheduler import GPU, MIG_PREFIX, PREFIX, SHARE, geometry
 from scheduler.intake.node import MIG_DEVICES, read_node
 from scheduler.kube.lease import TERM_S
 from scheduler.model.node import Node
@@ -28,6 +28,9 @@ OLDEST_MINOR = 30
 
 SKEW_WARN_S, SKEW_FAIL_S = 5.0, 30.0
 SHOWN = 5
+SHARES = 64
+"""Of `tessera.dev/share` for each GPU without MIG mode: more than ever lie on one, so that Tessera alone decides."""
+
 POLICY = "tessera-v1-annotations"
 LINE_POLICIES = (
     ("tessera-v2-gate", "whoever may patch a pod may take its gate off", "admission-v2.yaml"),
@@ -204,7 +207,7 @@ def lease(found: Object | None, now: datetime) -> Check:
 
 
 def nodes(raw: Sequence[Object], pods: Sequence[Object]) -> list[Check]:
-    """Judge GPU nodes: not ready, labels that make no sense, a second device plugin, unknown MIG resources."""
+    """Judge GPU nodes: not ready, odd labels, a second device plugin, MIG resources unknown, resources missing."""
     known = [(one, node) for one in raw if (node := read_node(one, geometry.products())) is not None]
     gpu = [(one, node) for one, node in known if node.gpus or node.slices or node.devices or node.shares]
     if not gpu:
@@ -218,6 +221,7 @@ def nodes(raw: Sequence[Object], pods: Sequence[Object]) -> list[Check]:
         _labels([node for _, node in gpu]),
         _second_plugin(exact, pods),
         _profiles([node for _, node in gpu]),
+        _tokens(exact.values()),
     ]
 
 
@@ -274,6 +278,30 @@ def _profiles(gpu: Sequence[Node]) -> Check:
         do = f"check the product label and {MIG_DEVICES}; such slices are given where the plugin offers them"
         return Check("MIG profiles", "warn", f"not listed for the model: {some(odd)}", do)
     return Check("MIG profiles", "ok", "every nvidia.com/mig-* is one of its model")
+
+
+def _tokens(exact: Iterable[Node]) -> Check:
+    """Judge whether exact nodes advertise what kube-scheduler's own filter looks for, before it asks Tessera."""
+    table, name = geometry.placements(), "node resources"
+    lacking: list[str] = []
+    for node in sorted(exact, key=lambda one: one.name):
+        mig = sum(device.mig_mode for device in node.devices)
+        missing = {GPU: len(node.devices)} if node.devices and not node.gpus else {}
+        if len(node.devices) > mig and not node.shares:
+            missing[SHARE] = SHARES * (len(node.devices) - mig)
+        if mig and not any(count for _, count in node.slices):
+            model = node.devices[0].model
+            known = table.models.get(model)
+            most = {one: int(table.offer(one, (model,)).slots[0]) * mig for one in (known.profiles if known else ())}
+            if most:
+                first = max(most, key=most.__getitem__)
+                missing[MIG_PREFIX + first.replace("+", ".")] = most[first]
+        if missing:
+            lacking.append(f"{node.name} lacks " + " and ".join(f"{key} {count}" for key, count in missing.items()))
+    if lacking:
+        do = "patch them into the node's status until Tessera's device plugin is there: docs/asks/share.md"
+        return Check(name, "warn", some(lacking) + ": pods that ask for those stay Unschedulable there", do)
+    return Check(name, "ok", "exact nodes advertise GPUs, shares and MIG slices")
 
 
 def now_utc(wall_us: int) -> datetime:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from bench.manifests import pick, read_base
+from scheduler import geometry
 from scheduler.cli import checks
 from scheduler.cli.checks import Check
 from scheduler.cli.rights import RIGHTS, Right
@@ -239,7 +243,8 @@ def test_the_lease(spec: Json | None, status: str) -> None:
 
 def node(name: str, slices: dict[str, str] | None = None, **how: Any) -> Json:
     made = raw_node(name, **how)
-    made["status"]["allocatable"] = {**made["status"]["allocatable"], **(slices or {})}
+    shares = {"tessera.dev/share": "512"} if how.get("mode", "exact") == "exact" and how.get("gpus", 8) else {}
+    made["status"]["allocatable"] = {**made["status"]["allocatable"], **shares, **(slices or {})}
     return made
 
 
@@ -267,7 +272,7 @@ def test_a_healthy_fleet_is_well() -> None:
     [
         pytest.param([node("plain", gpus=0)], [], {"GPU nodes": "warn"}, id="no GPUs"),
         pytest.param(
-            [node("odd-1") | {"status": {"allocatable": {"nvidia.com/gpu": "8"}}}],
+            [node("odd-1") | {"status": {"allocatable": {"nvidia.com/gpu": "8", "tessera.dev/share": "512"}}}],
             [],
             {"nodes ready": "warn"},
             id="not ready",
@@ -290,6 +295,10 @@ def test_a_healthy_fleet_is_well() -> None:
             {"MIG profiles": "warn"},
             id="foreign",
         ),
+        pytest.param([node("odd-1", {"tessera.dev/share": "0"})], [], {"node resources": "warn"}, id="no shares"),
+        pytest.param(
+            [node("odd-1", **{"tessera.dev/mig-devices": "6-7"})], [], {"node resources": "warn"}, id="no slices"
+        ),
     ],
 )
 def test_each_odd_node_is_found(fleet: list[Json], pods: list[Json], wrong: dict[str, str]) -> None:
@@ -297,6 +306,35 @@ def test_each_odd_node_is_found(fleet: list[Json], pods: list[Json], wrong: dict
     assert failing(found) == wrong
     text = next(one.text for one in found if one.status != "ok")
     assert text == "no node offers GPUs" or "odd-1" in text
+
+
+def test_the_resources_that_an_exact_node_lacks_are_named_with_their_numbers() -> None:
+    fleet = [raw_node("a", **{"tessera.dev/mig-devices": "6-7"}), raw_node("b", **{"tessera.dev/mig-devices": "all"})]
+    (found,) = [one for one in checks.nodes(fleet, []) if one.check == "node resources"]
+    assert found.text == (
+        "a lacks tessera.dev/share 384 and nvidia.com/mig-1g.10gb 14, b lacks nvidia.com/mig-1g.10gb 56:"
+        " pods that ask for those stay Unschedulable there"
+    )
+    assert "docs/asks/share.md" in found.do
+    every = raw_node("c", **{"tessera.dev/mig-devices": "all"})
+    every["status"]["allocatable"] = {"nvidia.com/mig-1g.10gb": "56"}
+    (found,) = [one for one in checks.nodes([every], []) if one.check == "node resources"]
+    assert found.text.startswith("c lacks nvidia.com/gpu 8: ")
+
+
+def test_the_documented_patch_has_the_numbers_of_an_h100() -> None:
+    page = (Path(__file__).parents[2] / "docs/asks/share.md").read_text(encoding="utf-8")
+    (patch,) = re.findall(r"--type=merge -p '(.*?)'", page, re.DOTALL)
+    amounts = json.loads(patch)["status"]["capacity"]
+    assert (amounts.pop("nvidia.com/gpu"), amounts.pop("tessera.dev/share")) == ("8", str(64 * 6))
+    profiles = {resource.removeprefix("nvidia.com/mig-"): count for resource, count in amounts.items()}
+    table = dict(re.findall(r"`([1-7]g[a-z0-9.]+)` ([0-9]+)", page))
+    most = {
+        profile.replace("+", "."): str(2 * int(geometry.placements().offer(profile, ("H100-80",)).slots[0]))
+        for profile in geometry.models()["H100-80"].profiles
+    }
+    assert table == most
+    assert profiles.items() <= most.items()
 
 
 def test_long_lists_are_cut() -> None:
