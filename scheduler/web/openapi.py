@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 import orjson
 from aiohttp import web
 
+from scheduler.intake.reading import shown
 from scheduler.model.subject import Role
 
+from .problems import problem
 from .views import PAGE_MAX, SORTS, STATES, Views
 
 Schema: TypeAlias = dict[str, Any]
@@ -168,6 +170,14 @@ class Read:
     query: tuple[tuple[str, str], ...] = ()
     missing: str = ""
 
+    async def checked(self, views: Views, http: web.Request) -> web.Response:
+        """Answer, but not to a parameter that nobody knows: a slip of the pen would find too much."""
+        known = [name for name, _ in self.query] + ["limit", "cursor"] * self.paged
+        if unknown := sorted(http.query.keys() - known):
+            allowed = f"known are {', '.join(known)}" if known else "there are none here"
+            return problem(400, "request.malformed", f"there is no parameter {shown(unknown[0])}; {allowed}")
+        return await self.answer(views, http)
+
 
 FILTERED = (
     ("state", f"Comma list of {', '.join(STATES)}."),
@@ -203,8 +213,7 @@ def document() -> Schema:
 def _operation(path: str, read: Read) -> Schema:
     schema = thing(items=listed(named(read.schema)), next=TEXT_OR_NULL) if read.paged else named(read.schema)
     answers: Schema = {"200": {"description": "Found.", "content": {"application/json": {"schema": schema}}}}
-    if read.paged:
-        answers["400"] = _problem("`request.malformed`: a parameter cannot be read.")
+    answers["400"] = _problem("`request.malformed`: a parameter cannot be read, or there is none of this name.")
     answers["401"] = _problem("`access.unauthenticated`: no valid token.")
     answers["403"] = _problem("`access.denied`: no role of whose token it is allows this.")
     answers["429"] = _problem("`rate.limited`: too many calls; see Retry-After.")

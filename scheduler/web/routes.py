@@ -33,7 +33,7 @@ def api_app(views: Views, access: Access) -> web.Application:
     inner = [patience, problems, refuse_encodings, access.door()]
     app = web.Application(client_max_size=API_BODY_MAX, middlewares=inner)
     for path, read in READS.items():
-        app.router.add_get(path, partial(read.answer, views))
+        app.router.add_get(path, partial(read.checked, views))
     app.router.add_get("/api/v1/openapi.json", described)
     app.router.add_get("/healthz", views.healthz)
     app.router.add_get("/readyz", views.readyz)

@@ -310,6 +310,28 @@ async def test_problems_have_a_code_and_a_sentence(path: str, status: int, code:
         assert reply["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/v1/requests?stat=QUEUED", ["'stat'", "state, queue, namespace, name, sort, limit, cursor"]),
+        ("/api/v1/nodes?state=ok", ["'state'", "known are limit, cursor"]),
+        ("/api/v1/gpus?limit=5&node=a", ["'node'", "known are limit, cursor"]),
+        ("/api/v1/queues?name=default", ["'name'", "known are limit, cursor"]),
+        ("/api/v1/queues/default?limit=5", ["'limit'", "there are none here"]),
+        ("/api/v1/requests/x?full", ["'full'", "there are none here"]),
+        ("/api/v1/requests/x/explanation?lang=ko", ["'lang'", "there are none here"]),
+        ("/api/v1/me?" + "x" * 4000, ["xxx'...", "there are none here"]),
+    ],
+)
+async def test_a_parameter_that_nobody_knows_is_refused_by_name(path: str, words: list[str]) -> None:
+    async with serving(api_app(Faces().views, OPEN)) as client:
+        answer = await client.get(path)
+        reply = await answer.json(content_type=None)
+    assert (answer.status, reply["code"]) == (400, "request.malformed")
+    assert all(word in reply["detail"] for word in words)
+    assert len(reply["detail"]) < 400
+
+
 async def test_metrics_are_few_and_named_by_the_rules() -> None:
     faces = Faces()
     await faces.extender.filter(body(gpus=99))
