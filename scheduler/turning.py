@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -184,9 +184,13 @@ class Turner:
 
     async def _turn(self, room: int) -> None:
         order, queues = self.desk.order, self.desk.queues
-        usage = order.charging.settle(self.desk.book.rows)
         self.grower.begin()
-        units, incomplete = line_up(list(self._lined()), self._held())
+        generation, lined = queues.generation, [one async for one in self._lined()]
+        if queues.generation != generation:
+            self.ring()  # who is lined up may be in a queue that is gone
+            return
+        usage = order.charging.settle(self.desk.book.rows)
+        units, incomplete = line_up(lined, self._held())
         order.words |= dict.fromkeys(incomplete, "WaitingForGang")
         names = {unit.queue for unit in units}
         now_us, several = self.clock.wall_us(), len(names) > 1
@@ -215,9 +219,7 @@ class Turner:
                 self.grower.say(decision.unit.members, word)
                 refused.append((decision.unit, word))
             if self.clock.monotonic() - began_s > self.slice_s:
-                for _ in range(HOPS):
-                    await self.clock.sleep(0)
-                began_s = self.clock.monotonic()
+                began_s = await self._let_others()
                 whole = self._state()[1:] == state and self.desk.dependencies.closed
                 if not whole:
                     break
@@ -227,9 +229,13 @@ class Turner:
         for asked in self.grower.after(chain(refused, ((unit, "") for unit in turn.undecided()))) if whole else ():
             self._news = self._news or asked  # they block others from now on
             if self.clock.monotonic() - began_s > self.slice_s:
-                for _ in range(HOPS):
-                    await self.clock.sleep(0)
-                began_s = self.clock.monotonic()
+                began_s = await self._let_others()
+
+    async def _let_others(self) -> float:
+        """Let others run between two slices, and return when the next one begins."""
+        for _ in range(HOPS):
+            await self.clock.sleep(0)
+        return self.clock.monotonic()
 
     def _leave(self, turn: Turn, layout: int, *, whole: bool) -> None:
         """Leave for those who come between two turns what this one found, on the nodes as they were when it began."""
@@ -242,11 +248,14 @@ class Turner:
         if not whole:
             self.ring()
 
-    def _lined(self) -> Iterator[Waiting]:
-        """Yield who may be decided now, and say of the others why they may not."""
+    async def _lined(self) -> AsyncIterator[Waiting]:
+        """Yield who may be decided now, slice by slice, and say of the others why they may not."""
         desk, now_us = self.desk, self.clock.wall_us()
         words, now_s = desk.order.words, self.clock.monotonic()
-        for uid in self.waiting:
+        began_s = now_s
+        for uid in list(self.waiting):
+            if self.clock.monotonic() - began_s > self.slice_s:
+                began_s = await self._let_others()
             pod, row = desk.registry.pods.get(uid), desk.book.rows.get(uid)
             if pod is None or row is None or not self._may(pod, row):
                 if uid in self.releaser.settler.working:

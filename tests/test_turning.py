@@ -19,10 +19,11 @@ from scheduler.intake.pod import read_pod
 from scheduler.ledger.ledger import advance
 from scheduler.ledger.taking import newborn
 from scheduler.model.pod import Pod
+from scheduler.model.queue import Queue, Selector
 from scheduler.model.reservation import Change, Event, State
 from scheduler.queueing.turn import Amounts, Barrier
 from scheduler.settling import Settler
-from scheduler.turning import BROKEN_S, Turner
+from scheduler.turning import BROKEN_S, HOPS, Turner
 from tests.objects import raw_node, raw_pod
 from tests.virtual import virtual
 
@@ -92,9 +93,11 @@ async def test_who_is_gone_stands_in_nobodys_way(here: Place) -> None:
     assert not here.desk.order.barriers
 
 
-def wait(here: Place, name: str, gpus: int) -> Pod:
+def wait(here: Place, name: str, gpus: int, *, queue: str = "default") -> Pod:
     """Let a pod wait for a turn."""
-    pod, desk = read_pod(raw_pod(name, gpus)), here.desk
+    raw, desk = raw_pod(name, gpus), here.desk
+    raw["metadata"]["labels"] = {"tessera.dev/queue": queue}
+    pod = read_pod(raw)
     desk.registry.put_pod(pod)
     now_us = desk.clock.wall_us()
     born = newborn(pod.request, fence=1, now_us=now_us)
@@ -178,3 +181,35 @@ async def test_what_a_bug_keeps_out_of_the_ledger_does_not_stay_in_memory(here: 
         await turner.step()
     assert desk.book.rows["uid-a"].state is State.QUEUED
     assert desk.registry.held("uid-a") is None
+
+
+@virtual(place)
+async def test_who_goes_while_all_are_lined_up_is_not_decided(here: Place) -> None:
+    desk, turner = here.desk, here.turner
+    desk.called_s, turner.slice_s = desk.clock.monotonic(), -1.0
+    for name in "abc":
+        wait(here, name, 1)
+    taking = asyncio.get_running_loop().create_task(turner.step())
+    await desk.clock.sleep(0)
+    assert turner.decided == 0, "others come in before the first decision"
+    desk.registry.remove_pod("uid-a")
+    turner.forget("uid-a")
+    await taking
+    assert [desk.book.rows[f"uid-{name}"].state for name in "abc"] == [State.QUEUED, State.RESERVED, State.RESERVED]
+
+
+@virtual(place)
+async def test_a_queue_may_go_while_all_are_lined_up(here: Place) -> None:
+    desk, turner = here.desk, here.turner
+    desk.called_s, turner.slice_s = desk.clock.monotonic(), -1.0
+    desk.queues.replace([(Queue("left", namespaces=Selector()), "")])
+    for name in "abc":
+        wait(here, name, 1, queue="left")
+    taking = asyncio.get_running_loop().create_task(turner.step())
+    for _ in range(HOPS + 2):  # the first is lined up
+        await desk.clock.sleep(0)
+    desk.queues.drop("left")
+    await taking
+    assert (turner.decided, turner.bell.is_set()) == (0, True)
+    await turner.step()
+    assert set(desk.order.words.values()) == {"QueueNotFound"}
