@@ -16,7 +16,7 @@ TOKEN = "TESSERA_TOKEN"  # noqa: S105 - the name of the variable that holds one
 DEFAULT = "http://127.0.0.1:8080"
 TIMEOUT_S = 10.0
 PAGE = 500
-_REFUSED = 400
+_REFUSED, _UNKNOWN = 400, 401
 
 
 def _authorization() -> dict[str, str]:
@@ -74,7 +74,11 @@ class Api:
         if not isinstance(found, dict):
             raise UnreachableError(f"{self.url}{where} answered {status} and no JSON object; is --api Tessera's?")
         if status >= _REFUSED:
-            raise RefusedError(str(found.get("code", f"http.{status}")), str(found.get("detail", "refused")))
+            text = str(found.get("detail", "refused"))
+            if status == _UNKNOWN:
+                said = "holds no valid token" if _authorization() else "is not set"
+                text = f"{self.url} wants to know who asks, and {TOKEN} {said}; set {TOKEN} to a token of yours"
+            raise RefusedError(str(found.get("code", f"http.{status}")), text)
         return found
 
     def items(self, path: str, **query: str) -> list[dict[str, Any]]:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from .api import Api
+from .api import Api, RefusedError
 from .output import console, reporting, say_json, table
 
 Item = dict[str, Any]
 
+ABSENT = "queue.not_found"
 COLUMNS = ("QUEUE", "PARENT", "USED/QUOTA", "BORROWED", "PENDING>", "STATE")
 LINE = ("POSITION>", "REQUEST", "PRIORITY>", "STATE", "REASON")
 LIMITS = ("QUEUE", "KEY", "USED>", "NOMINAL>", "BORROWED>", "BORROW LIMIT>", "LEND LIMIT>", "MAY TAKE>")
@@ -27,7 +28,12 @@ def queue(name: str, url: str, *, as_json: bool) -> None:
             else:
                 console().print(table(COLUMNS, map(_queue, found)))
             return
-        one = api.get(f"/queues/{quote(name, safe='')}")
+        try:
+            one = api.get(f"/queues/{quote(name, safe='')}")
+        except RefusedError as error:
+            if error.code != ABSENT:
+                raise
+            raise RefusedError(ABSENT, f"there is no queue {name!r}; `tessera queue` lists them") from None
         if as_json:
             say_json(one, ok=True)
             return

@@ -27,7 +27,7 @@ from scheduler.ledger.taking import newborn
 from scheduler.metrics import Metrics
 from scheduler.model.pod import Pod
 from scheduler.model.reservation import Event
-from scheduler.web.access import Access, Rate
+from scheduler.web.access import Access, Bearers, Rate
 from scheduler.web.routes import api_app
 from scheduler.web.views import Views
 from tests.objects import raw_node, raw_pod
@@ -54,6 +54,7 @@ class Stage:
     desk: Desk = field(default_factory=lambda: Desk(RealClock(), Policies()))
     unready: str = ""
     url: str = ""
+    bearers: tuple[Bearers, ...] = ()
 
     def __post_init__(self) -> None:
         for raw in (raw_node("exact-1"), raw_node("seen-1", mode="observed"), raw_node("cpu-1", gpus=0)):
@@ -97,7 +98,8 @@ class Stage:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Stage]:
         views = Views(self.desk, Metrics(self.desk.clock, "test"), lambda: self.unready)
-        runner = web.AppRunner(api_app(views, Access((), Rate(self.desk.clock))), access_log=None, shutdown_timeout=0.1)
+        access = Access(self.bearers, Rate(self.desk.clock))
+        runner = web.AppRunner(api_app(views, access), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -68,6 +68,7 @@ async def test_a_queue_that_is_wrong_says_why_and_one_that_is_not_there_too(stag
         absent = await tessera(capsys, "queue", "no such/queue?", "--api", stage.url, "--json")
     assert "spec.weight must be a whole number" in odd.out
     assert (absent.code, absent.json["ok"], absent.json["code"]) == (1, False, "queue.not_found")
+    assert absent.json["text"] == "there is no queue 'no such/queue?'; `tessera queue` lists them"
 
 
 async def test_quota_shows_the_tree_key_by_key(stage: Stage, capsys: Capture) -> None:

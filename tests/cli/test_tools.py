@@ -6,6 +6,7 @@ import pytest
 
 from scheduler.decision.reasons import REASONS
 from scheduler.model.reservation import Event
+from scheduler.model.subject import Subject
 from tests.cli.stage import Stage, tessera
 from tests.objects import raw_node
 
@@ -224,6 +225,28 @@ async def test_every_failure_is_one_object_one_sentence_and_status_1(stage: Stag
         away = await tessera(capsys, *command, "--api", stage.url, "--json")
         assert (away.code, away.json["ok"], away.json["code"]) == (1, False, "api.unreachable")
         assert "--api" in away.err
+
+
+class Nobody:
+    """Knows no token."""
+
+    async def subject(self, token: str) -> Subject | None:
+        assert token
+        return None
+
+
+@pytest.mark.parametrize(("token", "said"), [("", "TESSERA_TOKEN is not set"), ("x", "TESSERA_TOKEN holds no valid")])
+async def test_a_stranger_is_told_to_set_a_token(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, token: str, said: str
+) -> None:
+    monkeypatch.setenv("TESSERA_TOKEN", token)
+    stage = Stage(bearers=(Nobody(),))
+    async with stage.serving():
+        refused = await tessera(capsys, "nodes", "--api", stage.url, "--json")
+    assert (refused.code, refused.json["code"]) == (1, "access.unauthenticated")
+    assert said in refused.err
+    assert "; set TESSERA_TOKEN to a token" in refused.err
+    assert "Authorization" not in refused.err
 
 
 @pytest.mark.parametrize(
