@@ -48,11 +48,6 @@ class Subject:
     name: str
     grants: tuple[Grant, ...] = ()
 
-    @property
-    def namespaces(self) -> frozenset[str]:
-        """Return the namespaces of all grants."""
-        return frozenset[str]().union(*(grant.namespaces for grant in self.grants))
-
 
 @dataclass(frozen=True, slots=True)
 class Reach:
