@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ import yaml
 from typer.main import get_command
 
 from scheduler import config
+from scheduler.cli import serve
 from scheduler.cli.main import app
 from scheduler.cli.scheduler_config import check_configuration
 from scheduler.config import Settings
 from scheduler.decision.reasons import REASONS
+from scheduler.errors import StoreError
 from scheduler.intake.pod import read_pod
 from scheduler.intake.queue import read_queue
+from scheduler.store import database
 from tests.refusals import NO_ADVICE, PAGE, advice, written
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,3 +116,20 @@ def test_every_command_and_option_is_in_the_reference() -> None:
         options = [word for parameter in command.params for word in parameter.opts if word.startswith("--")]
         missing += [f"{name} {option}" for option in options if option not in reference and option != "--help"]
     assert missing == []
+
+
+def test_every_key_of_the_ready_line_is_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    serve._say_ready(["e", "a", "m"], None, None)
+    line = json.loads(capsys.readouterr().out)
+    reference = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"prints one JSON line on stdout:(.*?)\n\n", reference, re.DOTALL)
+    assert set(re.findall(r"`([a-z]+)`", told)) == set(line)
+
+
+def test_the_ledgers_that_are_documented_are_those_that_open() -> None:
+    reference = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `--db URL` .*$", reference, re.MULTILINE)
+    kinds = set(re.findall(r"`([a-z]+)://", row))
+    assert {database.parse(f"{kind}://x/y").get_backend_name() for kind in kinds} == {"sqlite", "postgresql"}
+    with pytest.raises(StoreError, match="postgresql://HOST/NAME"):
+        database.parse("postgres://x/y")

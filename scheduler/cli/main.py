@@ -46,7 +46,7 @@ def serve(
     embedded: Annotated[Path | None, typer.Option(help="Folder with nodes.json and pods.json.")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).")] = None,
     queues: Annotated[Path | None, typer.Option(help="Queues (YAML); counts instead of the cluster's.")] = None,
-    db: Annotated[str, typer.Option(help="Database URL; default: SQLite in the state folder.")] = "",
+    db: Annotated[str, typer.Option(help="sqlite:///FILE or postgresql://HOST/NAME; default: a file.")] = "",
     extender: Annotated[str, typer.Option(help="HOST:PORT for kube-scheduler.")] = "127.0.0.1:8888",
     extender_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain of that port (PEM).")] = None,
     extender_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
