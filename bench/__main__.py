@@ -171,8 +171,6 @@ def hostile(
     """Requests nobody should send, against a real Tessera process: no crash, no change of state."""
     if port not in {"extender", "webhook", "agents", "api"}:
         _refuse(f"--port is extender, webhook, agents or api, not {port}.")
-    if port == "agents":
-        _refuse("Tessera has no agents port yet; use --port extender, webhook or api.")
     from bench import hostile as attacks  # noqa: PLC0415 - as in cluster
 
     _run(lambda say: attacks.run_hostile(port, bodies, seed, say), seed=seed, as_json=as_json)
@@ -209,6 +207,25 @@ def crash(
     with tempfile.TemporaryDirectory(prefix="tessera-dump-") as temporary:
         settings = deaths.Settings(chosen, each, seed, dump or Path(temporary))
         _run(lambda say: deaths.run_crash(settings, say), seed=seed, as_json=as_json, show=deaths.show)
+
+
+@app.command("mig-faults")
+def mig_faults(
+    *,
+    family: Annotated[str, typer.Option(help="A family of the geometry, such as eight, or a GPU key.")] = "H100-80",
+    as_json: AsJson = False,
+) -> None:
+    """Fail every driver call of every MIG change, and die at each: the old layout or the new one, never a mix."""
+    from bench import mig_faults as changes  # noqa: PLC0415 - as in cluster
+
+    try:
+        report = changes.run_mig_faults(family, _narrator())
+    except ValueError as error:
+        _refuse(str(error))
+    except BenchError as error:
+        _finish({"seed": None, "ok": False, "error": str(error)}, as_json=as_json)
+    changes.show(report)
+    _finish(report, as_json=as_json)
 
 
 @app.command()

@@ -66,6 +66,12 @@ static Fault *planned(const char *call, Handle handle) {
     return NULL;
 }
 
+static __thread int late_code, late_death;
+Ret told(Ret ret) {
+    if (late_death) { leave(); kill(getpid(), SIGKILL); }
+    return late_code ? late_code : ret;
+}
+
 /* Locks and stays locked when it returns OK. */
 Ret enter(const char *call, Handle handle) {
     int starting = !strcmp(call, "nvmlInitWithFlags");
@@ -74,10 +80,12 @@ Ret enter(const char *call, Handle handle) {
         if (!path || map(path, O_RDWR)) return starting ? NO_DRIVER : UNINITIALIZED;
     }
     hold();
-    box->calls++;
+    snprintf(box->called[box->calls++ % TRACE], sizeof box->called[0], "%s", call);
+    late_code = late_death = 0;
     Fault *fault = planned(call, handle);
     if (fault) {
         int code = fault->code, sleep_ms = fault->sleep_ms, die = fault->die;
+        if (fault->late) { late_code = code, late_death = die, code = die = 0; }
         leave();
         if (sleep_ms) { struct timespec t = {sleep_ms / 1000, (sleep_ms % 1000) * 1000000L}; nanosleep(&t, NULL); }
         if (die) kill(getpid(), SIGKILL);
@@ -214,16 +222,17 @@ EXPORT void fake_event(uint32_t device, uint64_t type, uint64_t xid, uint32_t gi
     wake();
 }
 
-/* From its nth call on, `times` times: sleep, then die, or answer `code` (0 = go on as usual). "*" = every call. */
+/* From its nth call on, `times` times: sleep, then die, or answer `code` (0 = go on as usual); late = when the work is
+ * done. "*" = every call. */
 EXPORT int fake_fault(const char *call, int32_t device, int32_t from, int32_t times, int32_t code, int32_t sleep_ms,
-                      int32_t die) {
+                      int32_t die, int32_t late) {
     int placed = -1;
     hold();
     for (int i = 0; i < FAULTS && placed < 0; i++) {
         Fault *f = &box->fault[i];
         if (*f->call) continue;
         snprintf(f->call, sizeof f->call, "%s", call);
-        f->device = device, f->from = from, f->times = times, f->code = code, f->sleep_ms = sleep_ms, f->die = die;
+        f->device = device, f->from = from, f->times = times, f->code = code, f->sleep_ms = sleep_ms, f->die = die, f->late = late;
         f->seen = 0, placed = i;
     }
     leave();
@@ -231,6 +240,7 @@ EXPORT int fake_fault(const char *call, int32_t device, int32_t from, int32_t ti
 }
 EXPORT void fake_heal(void) { hold(); memset(box->fault, 0, sizeof box->fault); leave(); }
 EXPORT uint32_t fake_calls(void) { return box->calls; }
+EXPORT const char *fake_called(uint32_t call) { return box->called[call % TRACE]; }
 EXPORT void fake_tick(int64_t ms) { hold(); box->clock_ms += ms; leave(); }
 EXPORT void fake_privileged(int yes) { box->unprivileged = !yes; }
 EXPORT void fake_remove_last(void) { hold(); if (box->devices) box->devices--; leave(); }

@@ -14,7 +14,7 @@ enum {
     OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, SIZE = 7,
     NO_DRIVER = 9, TIMEOUT = 10, LOST = 15, RESET_REQUIRED = 16, IN_USE = 19, FULL = 23, VERSION = 25, UNKNOWN = 999
 };
-enum { DEVICES = 16, GIS = 14, CIS = 8, PROFILES = 18, PROCESSES = 128, EVENTS = 256, FAULTS = 32, STARTS = 8, GPM = 64 };
+enum { DEVICES = 16, GIS = 14, CIS = 8, PROFILES = 18, PROCESSES = 128, EVENTS = 256, FAULTS = 32, TRACE = 1024, STARTS = 8, GPM = 64 };
 enum { GPU_TAG = 1, MIG_TAG = 2, GI_TAG = 3, CI_TAG = 4 };
 #define NONE 0xFFFFFFFFu
 
@@ -66,7 +66,7 @@ typedef struct {
 } Device;
 
 typedef struct { uint32_t device, gi, ci; uint64_t type, xid; } Event;
-typedef struct { char call[64]; int32_t device, from, times, code, sleep_ms, die, seen; } Fault;
+typedef struct { char call[64]; int32_t device, from, times, code, sleep_ms, die, late, seen; } Fault;
 
 typedef struct {
     pthread_mutex_t lock;
@@ -76,6 +76,7 @@ typedef struct {
     Device device[DEVICES];
     Event event[EVENTS];
     Fault fault[FAULTS];
+    char called[TRACE][56]; /* names of the last calls */
 } Box;
 
 extern Box *box;
@@ -83,6 +84,7 @@ extern uint32_t booted; /* the boot this process was initialised in */
 
 Ret enter(const char *call, Handle handle); /* initialised? then any planned fault of this call */
 void leave(void);
+Ret told(Ret ret); /* what is answered after all: a late fault strikes when the work is done */
 void hold(void); /* lock without the checks, for controls */
 int64_t now_ms(void);
 void wake(void);
@@ -98,6 +100,6 @@ void forget_instances(Device *device);
 
 #define ENTER(handle) \
     do { Ret entered = enter(__func__, (Handle)(handle)); if (entered) return entered; } while (0)
-#define LEAVE(ret) do { Ret left = (ret); leave(); return left; } while (0)
+#define LEAVE(ret) do { Ret left = told(ret); leave(); return left; } while (0)
 #define EXPORT __attribute__((visibility("default")))
 #endif

@@ -74,7 +74,9 @@ def load(path: Path) -> ctypes.CDLL:
     library.fake_process.argtypes = [u32, u32, i64, u32, u32, u32, u32]
     library.fake_gpm.argtypes = [u32, u32, u32, ctypes.c_double]
     library.fake_event.argtypes = [u32, ctypes.c_uint64, ctypes.c_uint64, u32, u32]
-    library.fake_fault.argtypes = [text, *[i32] * 6]
+    library.fake_fault.argtypes = [text, *[i32] * 7]
+    library.fake_called.argtypes = [u32]
+    library.fake_called.restype = text
     library.fake_tick.argtypes = [i64]
     return library
 
@@ -147,6 +149,10 @@ class Box:
         """The file in which the kernel would name this start of the machine."""
         return self.folder / "boot_id"
 
+    def refresh(self) -> None:
+        """Have the machine's other files say what its state says, which somebody has overwritten."""
+        self._write_boot_id()
+
     def _write_boot_id(self) -> None:
         self.boot_id.write_text(f"{uuid.uuid5(uuid.NAMESPACE_OID, f'boot {self._library.fake_boot()}')}\n")
 
@@ -183,10 +189,10 @@ class Box:
 
     def fault(
         self, call: str, *, gpu: int = -1, nth: int = 1, times: int = 10**6, code: int = 0, sleep_ms: int = 0,
-        die: bool = False,
+        die: bool = False, late: bool = False,
     ) -> None:  # fmt: skip
-        """Plan a fault of a function, `*` = of any: sleep, then die or answer the code."""
-        assert self._library.fake_fault(call.encode(), gpu, nth, times, code, sleep_ms, int(die)) >= 0
+        """Plan a fault of a function, `*` = of any: sleep, then die or answer the code; `late` = with the work done."""
+        assert self._library.fake_fault(call.encode(), gpu, nth, times, code, sleep_ms, int(die), int(late)) >= 0
 
     def heal(self) -> None:
         """Forget all planned faults."""
@@ -196,6 +202,10 @@ class Box:
     def calls(self) -> int:
         """How many NVML functions were called."""
         return int(self._library.fake_calls())
+
+    def called(self, since: int) -> list[str]:
+        """Return the functions that were called since `calls` was that; the last 1024 are known."""
+        return [self._library.fake_called(at).decode() for at in range(since, self.calls)]
 
     def wait(self, seconds: float) -> None:
         """Let time pass without waiting."""
