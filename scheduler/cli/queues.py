@@ -14,7 +14,7 @@ Item = dict[str, Any]
 ABSENT = "queue.not_found"
 COLUMNS = ("QUEUE", "PARENT", "USED/QUOTA", "BORROWED", "PENDING>", "STATE")
 LINE = ("POSITION>", "REQUEST", "PRIORITY>", "STATE", "REASON")
-LIMITS = ("QUEUE", "KEY", "USED>", "NOMINAL>", "BORROWED>", "BORROW LIMIT>", "LEND LIMIT>", "MAY TAKE>")
+LIMITS = ("QUEUE", "KEY", "USED>", "NOMINAL>", "BORROWED>", "LENT>", "BORROW LIMIT>", "LEND LIMIT>", "MAY TAKE>")
 
 
 def queue(name: str, url: str, *, as_json: bool) -> None:
@@ -99,8 +99,8 @@ def _limits(depth: int, one: Item) -> Iterator[tuple[str, ...]]:
     """Yield a row for each limited key; a queue without one has a row of its own."""
     name = "  " * depth + one["name"]
     if not one["available"]:
-        yield name, "no limit", *("-",) * (len(LIMITS) - 2)
+        yield name, "no limit", *("-",) * (len(LIMITS) - 3), "-" if state(one) == "ok" else "0"
     for key, free in one["available"].items():
-        figures = (one[part].get(key, "-") for part in ("nominal", "borrowed", "borrowLimit", "lendLimit"))
+        figures = (one[part].get(key, "-") for part in ("nominal", "borrowed", "lent", "borrowLimit", "lendLimit"))
         yield name, key, str(one["used"].get(key, 0)), *map(str, figures), str(free)
         name = ""

@@ -250,6 +250,16 @@ def borrowed(quota: Quota, usage: Usage, queue: str) -> dict[str, int]:
     return {key: amount for key, amount in beyond.items() if amount > 0}
 
 
+def lent(quota: Quota, usage: Usage, queue: str) -> dict[str, int]:
+    """Return what of a queue's own total others hold, so that it cannot take it now; zeros are left out.
+
+    Several queues that lend may lack the same amount: each says what is missing to itself.
+    """
+    free = {key: available(quota, usage, queue, key) or 0 for key in quota.keys(queue)}
+    own = {key: quota.total.get((queue, key), 0) - usage.counted.get((queue, key), 0) for key in free}
+    return {key: own[key] - free[key] for key in free if own[key] > free[key]}
+
+
 def entitled(quota: Quota, queue: str, capacity: Mapping[str, int]) -> dict[str, int]:
     """Return by key what a queue's use is measured against when queues compete.
 

@@ -11,7 +11,7 @@ from scheduler.model.queue import CPU_KEY, GPU_KEY, MEMORY_KEY, Queue, written
 from scheduler.model.reservation import Row
 
 from .queues import WAITING, Queues
-from .quota import Usage, available, borrowed, potential
+from .quota import Usage, available, borrowed, lent, potential
 
 SHOWN_MAX = 256  # characters of a column
 _LAST = {CPU_KEY: 1, MEMORY_KEY: 2}
@@ -24,7 +24,8 @@ class Standing:
     Attributes:
         used: what it and the queues below hold: every key that is limited there, and every other that is not 0.
         borrowed: what stands against it beyond its total.
-        available: what it may still take now, of the keys that are limited there.
+        lent: what of its total others hold, so that it cannot take it now.
+        available: what it may still take now, of the keys that are limited there; 0 of each while it admits nothing.
         potential: the most it could ever take, were nothing in use.
         pending: how many requests wait in it and in the queues below.
         sentence: why it admits nothing, where its object must be corrected.
@@ -33,6 +34,7 @@ class Standing:
     queue: Queue
     used: Mapping[str, int]
     borrowed: Mapping[str, int]
+    lent: Mapping[str, int]
     available: Mapping[str, int]
     potential: Mapping[str, int]
     pending: int
@@ -69,6 +71,7 @@ class Standing:
             "stopped": self.stopped,
             "used": plain(self.used),
             "borrowed": plain(self.borrowed),
+            "lent": plain(self.lent),
             "available": plain(self.available),
             "potential": plain(self.potential),
             "pending": self.pending,
@@ -96,17 +99,19 @@ def standings(queues: Queues, usage: Usage, pending: Mapping[str, int]) -> Calla
 def _standing(queues: Queues, usage: Usage, held: Mapping[str, int], pending: Mapping[str, int], name: str) -> Standing:
     quota = queues.quota
     limited = quota.keys(name)
-    free = {key: available(quota, usage, name, key) for key in limited}
+    closed, sentence = quota.stopped(name), queues.wrong.get(name, "")
+    free = {key: 0 if closed or sentence else available(quota, usage, name, key) for key in limited}
     most = {key: potential(quota, name, key) for key in limited}
     return Standing(
         queue=quota.queues[name],
         used={**dict.fromkeys(limited, 0), **held},
         borrowed=borrowed(quota, usage, name),
+        lent=lent(quota, usage, name),
         available={key: amount for key, amount in free.items() if amount is not None},
         potential={key: amount for key, amount in most.items() if amount is not None},
         pending=pending.get(name, 0),
-        stopped=quota.stopped(name),
-        sentence=queues.wrong.get(name, ""),
+        stopped=closed,
+        sentence=sentence,
     )
 
 

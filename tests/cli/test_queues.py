@@ -76,12 +76,13 @@ async def test_quota_shows_the_tree_key_by_key(stage: Stage, capsys: Capture) ->
         lines = (await tessera(capsys, "quota", "--api", stage.url)).out.splitlines()
         found = (await tessera(capsys, "quota", "--api", stage.url, "--json")).json
     rows = [line.split() for line in lines[1:]]
-    assert rows[0] == ["default", "no", "limit", *"------"]
-    assert ["research", "no", "limit", *"------"] in rows
-    assert ["speech", "gpu", "0", "4", "-", "-", "-", "3"] in rows
+    assert rows[0] == ["default", "no", "limit", *"-------"]
+    assert ["odd", "no", "limit", *"------0"] in rows
+    assert ["research", "no", "limit", *"-------"] in rows
+    assert ["speech", "gpu", "0", "4", "-", "1", "-", "-", "3"] in rows
     at = next(index for index, line in enumerate(lines) if line.startswith("  vision"))
     assert lines[at + 1].startswith("   "), "a queue is named once"
-    assert any(row[-7:] == ["gpu", "3", "2", "1", "-", "1", "3"] for row in rows)
+    assert any(row[-8:] == ["gpu", "3", "2", "1", "-", "-", "1", "3"] for row in rows)
     assert [one["name"] for one in found["queues"]] == ["default", "odd", "research", "speech", "vision"]
 
 

@@ -8,6 +8,7 @@ from scheduler.intake.node import read_node
 from scheduler.intake.pod import read_pod
 from scheduler.intake.queue import read_queue
 from scheduler.ledger.queues import Queues
+from scheduler.ledger.quota import Usage, charge
 from scheduler.ledger.standing import line_of, standings
 from scheduler.model.node import Node
 from scheduler.model.pod import Expression, Pod
@@ -146,6 +147,29 @@ def test_a_standing_says_what_people_ask() -> None:
     assert (view["used"]["gpu"], view["used"]["memory"], view["pending"]) == (2, "8Gi", 1)
     assert (view["available"]["gpu"], view["potential"]["gpu"], view["borrowed"]) == (2, 4, {"gpu": 1})
     assert (view["ready"], view["stopped"], view["parent"]) == (True, False, "top")
+
+
+def test_a_queue_whose_own_is_lent_says_so_and_one_that_is_closed_may_take_nothing() -> None:
+    tree = [Queue("top"), Queue("a", "top", nominal={"gpu": 2}), Queue("b", "top", nominal={"gpu": 16})]
+    made = queues(*tree)
+    usage = Usage()
+    charge(made.quota, usage, "b", {"gpu": 8})
+    assert standings(made, usage, {})("b").view()["lent"] == {}
+    charge(made.quota, usage, "a", {"gpu": 10})
+    view = standings(made, usage, {})("b").view()
+    assert (view["used"], view["nominal"], view["lent"], view["available"]) == (
+        {"gpu": 8},
+        {"gpu": 16},
+        {"gpu": 8},
+        {"gpu": 0},
+    )
+    assert standings(made, usage, {})("a").view()["lent"] == {}
+    stopped = queues(*tree[:2], Queue("b", "top", nominal={"gpu": 16}, stopped=True))
+    assert standings(stopped, Usage(), {})("b").view()["available"] == {"gpu": 0}
+    assert standings(stopped, Usage(), {})("a").view()["available"] == {"gpu": 18}
+    wrong = Queues()
+    wrong.replace([(Queue("a", nominal={"gpu": 2}), "spec.weight must be a whole number")])
+    assert standings(wrong, Usage(), {})("a").view()["available"] == {"gpu": 0}
 
 
 def test_the_line_is_in_the_order_of_the_turn() -> None:
