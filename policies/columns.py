@@ -77,6 +77,7 @@ class Snapshot:
     slices_free: I64  # [P, N] tokens of nvidia.com/mig-* left: the slices themselves on observed nodes
     slices_total: I64
     extended_free: I64  # [E, N] other extended resources
+    extended_total: I64  # [E, N]
     # per device, [D, N]
     exists: BoolArray
     model: I32  # code; 0 = unknown model
@@ -140,7 +141,7 @@ class Snapshot:
 _CODES = "BoolArray=? BitsArray=u2 FloatArray=f4 I64=i8 I32=i4 I16=i2 I8=i1 U8=u1"
 _DTYPES = dict(code.split("=") for code in _CODES.split())
 COLUMN_DTYPES: dict[str, np.dtype[np.generic]] = {f.name: np.dtype(_DTYPES[str(f.type)]) for f in fields(Snapshot)}
-STACKED_COLUMNS = frozenset({"slices_free", "slices_total", "extended_free"})
+STACKED_COLUMNS = frozenset({"slices_free", "slices_total", "extended_free", "extended_total"})
 DEVICE_COLUMNS = frozenset(list(COLUMN_DTYPES)[list(COLUMN_DTYPES).index("exists") :])  # [D, N]: from `exists` on
 
 

@@ -73,11 +73,14 @@ def gpu_count(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
 
 
 def host_size(snapshot: Snapshot, ask: Ask, mix: Mix) -> BoolArray:
-    """Pass nodes whose cpu, memory and ephemeral storage would do if they were empty; `[N]`."""
+    """Pass nodes whose cpu, memory, ephemeral storage and extended resources would do if they were empty; `[N]`."""
     fits = np.ones(snapshot.nodes, np.bool_)
     fits &= snapshot.cpu_milli_total >= ask.cpu_milli
     fits &= snapshot.memory_bytes_total >= ask.memory_bytes
     fits &= snapshot.storage_bytes_total >= ask.storage_bytes
+    for total, need in zip(snapshot.extended_total, ask.extended, strict=True):
+        if need > 0:
+            fits &= total >= need
     return fits
 
 

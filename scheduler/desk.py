@@ -122,7 +122,7 @@ class Desk:
             return held if held.reason or held.names[0] in offered else self._elsewhere(pod, offered)
         if self.lessons.knows(pod.uid) and list(offered) != [pod.nominated]:
             self.learn(pod, self.rows(pod.uid, offered))
-        rows, reason = self._choice(pod, offered)
+        rows, reason, behind = self._choice(pod, offered)
         if reason or pod.request.claims:
             return Answer([] if reason else list(offered), reason)
         aside = self._set_aside(pod.uid)
@@ -138,31 +138,33 @@ class Desk:
 
             later(mean)
             return Answer(names)
-        answer = self._refusal(pod, rows)
+        answer = self._refusal(pod, rows, behind)
         self._put_back(pod.uid, aside)
         return answer
 
-    def _choice(self, pod: Pod, offered: Sequence[str]) -> tuple[Rows, str]:
-        """Return the offered rows that order and quota leave to a pod, or the word why it is refused at once."""
+    def _choice(self, pod: Pod, offered: Sequence[str]) -> tuple[Rows, str, str]:
+        """Return the offered rows that order and quota leave to a pod, the word why none, and why not the others."""
         nowhere = np.zeros(0, np.intp)
         if word := self.order.refusal(pod):
-            return nowhere, word
+            return nowhere, word, ""
         open_, word = self.order.open(pod, self.book.rows, self.registry.columns.layout)
         if open_ is not None and not open_.any():
-            return nowhere, word
+            return nowhere, word, ""
         if known := self.known_refusal(pod):
-            return nowhere, known
+            return nowhere, known, ""
         rows = self.rows(pod.uid, offered)
         if open_ is None or not rows.size:
-            return rows, ""
-        rows = rows[open_[rows]]
-        return rows, "" if rows.size else word
+            return rows, "", ""
+        left = rows[open_[rows]]
+        return left, "" if left.size else word, word if left.size < rows.size else ""
 
-    def _refusal(self, pod: Pod, rows: npt.NDArray[np.intp]) -> Answer:
+    def _refusal(self, pod: Pod, rows: Rows, behind: str) -> Answer:
         """Say why none of these nodes takes the pod; when several were offered and no other would, remember it."""
         if not len(rows) and self.intents.excluded(pod.uid, self.clock.monotonic()):
             return Answer([], "BackingOff")
         board = self._board(pod, FILTER_MASKS)
+        if behind and board.could().any():
+            return Answer([], behind)
         if len(rows) == 1:
             return Answer([], board.settle(rows).headline(rows))
         failed = board.settle()

@@ -19,10 +19,11 @@ from policies.columns import BoolArray
 from scheduler import GATE
 from scheduler.clock import Clock
 from scheduler.config import Settings
+from scheduler.decision.reasons import OF_REQUEST
 from scheduler.desk import Desk
 from scheduler.errors import StoreError
 from scheduler.faults import fault
-from scheduler.growing import Grower
+from scheduler.growing import FOR_ROOM, Grower
 from scheduler.intake.allocation import read_allocation
 from scheduler.inventory.asks import shape
 from scheduler.kube.port import Cluster
@@ -43,6 +44,8 @@ LONGEST_S = 60.0
 BROKEN_S = 1.0  # after a commit that failed
 SETTLING_S = 0.1  # somebody is busy with a request that waits: look again soon
 GANG_US = 60_000_000
+KINDS_MAX = 4096
+BEHIND = "WaitingBehindPriority"
 HOPS = 8  # turns of the loop between two slices: a call goes from its socket through several tasks to its answer
 PARTLY_BOUND = frozenset({State.BOUND, State.RUNNING})
 
@@ -77,6 +80,8 @@ class Turner:
     _partly: dict[Gang, int] = field(default_factory=dict)  # when the first of a gang that is bound in part was bound
     _together: Together = field(init=False)
     _never: set[Hashable] = field(default_factory=set)  # kinds of gangs that no turn could place, empty as nodes may be
+    _nowhere: dict[Hashable, str] = field(default_factory=dict)  # kind -> what every node lacks for it, or empty
+    _nowhere_at: int = -1  # layout of the columns
 
     def __post_init__(self) -> None:
         """Make what judges gangs."""
@@ -216,7 +221,7 @@ class Turner:
                 commits.create_task(self._commit(self._parts))
             elif decision.word:
                 word = "ExceedsClusterSize" if decision.unit.kind in self._never else decision.word
-                self.grower.say(decision.unit.members, word)
+                self.grower.say(decision.unit.members, self._word(decision.unit, word))
                 refused.append((decision.unit, word))
             if self.clock.monotonic() - began_s > self.slice_s:
                 began_s = await self._let_others()
@@ -225,9 +230,20 @@ class Turner:
                     break
         whole = whole and room > 0
         self._leave(turn, state[0], whole=whole)
+        if whole:
+            await self._name_hopeless(turn)
         began_s = self.clock.monotonic()
         for asked in self.grower.after(chain(refused, ((unit, "") for unit in turn.undecided()))) if whole else ():
             self._news = self._news or asked  # they block others from now on
+            if self.clock.monotonic() - began_s > self.slice_s:
+                began_s = await self._let_others()
+
+    async def _name_hopeless(self, turn: Turn) -> None:
+        """Say of those whose turn has not come what every node lacks for them, where none could ever take them."""
+        began_s = self.clock.monotonic()
+        for unit in list(turn.undecided()):
+            if (word := self._word(unit, BEHIND)) != BEHIND:
+                self.grower.say(unit.members, word)
             if self.clock.monotonic() - began_s > self.slice_s:
                 began_s = await self._let_others()
 
@@ -241,12 +257,25 @@ class Turner:
         """Leave for those who come between two turns what this one found, on the nodes as they were when it began."""
         order = self.desk.order
         left = list(turn.undecided())
-        word = "WaitingBehindPriority" if whole else "PendingEvaluation"
+        word = BEHIND if whole else "PendingEvaluation"
         self.grower.say(chain.from_iterable(unit.members for unit in left), word)
         nodes = self.desk.registry.snapshot().nodes
         order.barriers, order.layout = turn.barriers(nodes), layout
         if not whole:
             self.ring()
+
+    def _word(self, unit: Unit, word: str) -> str:
+        """Return why a unit waits: where no node could take it were it empty, what all of them lack."""
+        layout, pod = self.desk.registry.columns.layout, self.desk.registry.pods.get(unit.members[0])
+        if word not in FOR_ROOM or pod is None or pod.uid in self.grower.growth.asked:
+            return word
+        if layout != self._nowhere_at or len(self._nowhere) >= KINDS_MAX:
+            self._nowhere_at = layout
+            self._nowhere.clear()
+        if unit.kind not in self._nowhere:
+            found = "" if self.desk.could(pod).any() else self.desk.fits(pod).failed.headline()
+            self._nowhere[unit.kind] = OF_REQUEST.get(found, found)
+        return self._nowhere[unit.kind] or word
 
     async def _lined(self) -> AsyncIterator[Waiting]:
         """Yield who may be decided now, slice by slice, and say of the others why they may not."""

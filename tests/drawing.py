@@ -41,7 +41,8 @@ USES = {"x": Use.WHOLE, "s": Use.SHARED, "M": Use.MIG}
 
 def blank(nodes: int, slots: int, *, profiles: int = 1, resources: int = 1) -> dict[str, Any]:
     """Columns of a table of holes, open for writing."""
-    stacked = {"slices_free": profiles, "slices_total": profiles, "extended_free": resources}
+    stacked = dict.fromkeys(("slices_free", "slices_total"), profiles)
+    stacked |= dict.fromkeys(("extended_free", "extended_total"), resources)
     columns = {}
     for field in fields(Snapshot):
         lead = (slots,) if field.name in DEVICE_COLUMNS else ()

@@ -95,7 +95,7 @@ class Columns:
             return self._slots, self._capacity
         if name in {"slices_free", "slices_total"}:
             return len(self.profiles), self._capacity
-        if name == "extended_free":
+        if name in {"extended_free", "extended_total"}:
             return len(self.resources), self._capacity
         return (self._capacity,)
 
@@ -194,7 +194,8 @@ class Columns:
             code = self.profiles.code(profile)
             put["slices_free"][code, row] = put["slices_total"][code, row] = count
         for resource, count in node.amounts.extended:
-            put["extended_free"][self.resources.code(resource), row] = count
+            code = self.resources.code(resource)
+            put["extended_free"][code, row] = put["extended_total"][code, row] = count
         self._fill_devices(row, node)
 
     def _fill_devices(self, row: int, node: Node) -> None:

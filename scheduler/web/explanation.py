@@ -42,7 +42,7 @@ RESERVED = frozenset({State.RESERVED, State.BINDING})
 SETTLED = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING, State.RELEASED})
 """Nobody need act: it runs, or it ran."""
 
-BEHIND, GANG, QUOTA = "WaitingBehindPriority", "WaitingForGang", "WaitingForQuota"
+BEHIND, GANG, QUOTA, SIZE = "WaitingBehindPriority", "WaitingForGang", "WaitingForQuota", "ExceedsNodeSize"
 FIRST = (
     ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
     (AUTOSCALE,),  # what the masks say of the nodes that are there matters less
@@ -70,6 +70,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     GANG: (" {0} of {1} are there, {2} of them ready.", " {1}개 중 {0}개가 있으며 그중 {2}개가 준비되었습니다."),
     QUOTA: (" Queue {0} lacks {1}.", " 큐 {0}에 부족한 양: {1}."),
     "ExceedsQuotaLimit": (" Queue {0} could never have {1} of it.", " 큐 {0}의 한도를 넘는 양: {1}."),
+    SIZE: (" No node has {0}.", " 다음을 가진 노드가 없습니다: {0}."),
 }
 """What an explanation adds to the constant sentence of a word."""
 
@@ -144,6 +145,7 @@ def _why(desk: Desk, row: Row, pod: Pod | None, places: dict[str, int | None]) -
     found = explain.why(desk.fits(pod), desk.asks.nearest(pod.request))
     words = set(_words(desk, row, pod)) & RANKED
     masks = [one for one in found["reasons"] if not (words and one["code"] == PENDING)]
+    masks = [_told(desk, pod, SIZE, places) if one["code"] == SIZE else one for one in masks]
     hopeless = masks[:1] if masks and masks[0]["class"] != "wait" else []
     ranked: list[Cause] = []
     for tier in FIRST:
@@ -193,12 +195,24 @@ def _told(desk: Desk, pod: Pod, word: str, places: dict[str, int | None]) -> Cau
     elif word in {QUOTA, "ExceedsQuotaLimit"}:
         short = plain(_short(desk, pod, exceeding=word != QUOTA))
         parts = (pod.request.queue, ", ".join(f"{amount} {key}" for key, amount in short.items())) if short else ()
+    elif word == SIZE and (missing := _offered_nowhere(desk, pod)):
+        parts = (", ".join(missing),)
     found = explain.cause(word)
     if parts:
         english, korean = SENTENCES[word]
         found["text"] += english.format(*parts)
         found["text_ko"] += korean.format(*parts)
     return found
+
+
+def _offered_nowhere(desk: Desk, pod: Pod) -> list[str]:
+    """Return the extended resources that a pod asks and no node has, or not as many."""
+    nodes = desk.registry.nodes.values()
+    return [
+        f"{count} {resource}"
+        for resource, count in pod.request.amounts.extended
+        if not any(dict(node.amounts.extended).get(resource, 0) >= count for node in nodes)
+    ]
 
 
 def _gang(desk: Desk, pod: Pod) -> tuple[int, int, int]:

@@ -164,6 +164,7 @@ def _host_size(s: Snapshot, a: Ask, n: int) -> bool:
         a.cpu_milli <= s.cpu_milli_total[n]
         and a.memory_bytes <= s.memory_bytes_total[n]
         and a.storage_bytes <= s.storage_bytes_total[n]
+        and all(need <= s.extended_total[e, n] for e, need in enumerate(a.extended.tolist()) if need)
     )
 
 

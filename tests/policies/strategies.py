@@ -33,7 +33,8 @@ def columns(rng: np.random.Generator, nodes: int, slots: int) -> dict[str, Any]:
     made["pods_free"] = rng.integers(-1, 3, nodes)
     made["gpus_total"] = rng.integers(0, slots + 1, nodes)
     made["gpus_free"] = made["gpus_total"] - rng.integers(0, 3, nodes)
-    made["extended_free"] = rng.integers(-1, 3, (RESOURCES, nodes))
+    made["extended_total"] = rng.integers(0, 4, (RESOURCES, nodes))
+    made["extended_free"] = made["extended_total"] - rng.integers(0, 3, (RESOURCES, nodes))
     made["exists"] = rng.random((slots, nodes)) < 0.85
     made["model"] = rng.integers(0, MODEL_COUNT, (slots, nodes), np.int32)
     made["mig_mode"] = rng.random((slots, nodes)) < 0.1

@@ -284,7 +284,7 @@ async def test_after_a_while_nothing_is_asked_and_the_pod_waits_on_as_one_that_c
         await place.wait(300)
         assert word(place, pod) == word(place, second) == "WaitingForAutoscale"
         await place.wait(300)
-        assert (word(place, pod), word(place, second)) == ("WaitingForCapacity", "WaitingForAutoscale")
+        assert (word(place, pod), word(place, second)) == ("ExceedsNodeSize", "WaitingForAutoscale")
         assert len(place.tessera.desk.order.barriers["grows"]) == 1, "of the second"
         await place.delete("second")
         await place.wait(5)
