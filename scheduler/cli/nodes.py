@@ -45,6 +45,7 @@ def gpus(url: str, *, as_json: bool) -> None:
 def state(node: Item) -> str:
     """Return a node's state in a word or two: `ok`, else what is odd about it."""
     odd = [
+        *(["not ready"] if not node["ready"] else []),
         *(["cordoned"] if not node["schedulable"] else []),
         *(["unnamed holder"] if node["unnamedHolder"] else []),
         *(["odd labels"] if node["warnings"] else []),

@@ -23,7 +23,9 @@ from .output import console, gib, reporting, table
 EVERY_S = 2.0
 WAITING_SHOWN = 10
 MARKS = {"free": ".", "whole": "#", "shared": "s", "mig": "m"}
-LEGEND = "# whole  m MIG  s shared  . free  x unhealthy"
+CLOSED = "/"
+LEGEND = f"# whole  m MIG  s shared  . free  x unhealthy  {CLOSED} closed: not to be had whole"
+UNUSED = (("free", MARKS["free"]), ("unhealthy", "x"), ("closed", CLOSED))
 Item = dict[str, Any]
 
 
@@ -57,7 +59,10 @@ def picture(api: Api) -> Group:
     states = Counter(one["state"].lower() for one in held)
     return Group(
         Text(f"Tessera  {api.url}  {unready or 'ready'}"),
-        Text(f"GPUs     {counted.total()}: {used} used, {counted['.']} free, {counted['x']} unhealthy   {LEGEND}"),
+        Text(
+            f"GPUs     {counted.total()}: {used} used, " + ", ".join(f"{counted[mark]} {what}" for what, mark in UNUSED)
+        ),
+        Text(f"         {LEGEND}"),
         Text(f"Requests {len(waiting)} waiting, " + ", ".join(f"{states[s]} {s}" for s in SHOWN)),
         Text(""),
         _nodes(nodes, marks),
@@ -77,11 +82,23 @@ def _marks(nodes: Sequence[Item], gpus: Sequence[Item]) -> dict[str, str]:
     for node in nodes:
         devices = by_node[node["name"]]
         if node["mode"] == "exact":
-            found[node["name"]] = "".join("x" if gpu["health"] != "healthy" else MARKS[gpu["use"]] for gpu in devices)
+            drawn = "".join(_mark(gpu) for gpu in devices)
         else:
             free = min(node["gpus"]["free"], node["gpus"]["total"])
-            found[node["name"]] = "#" * (node["gpus"]["total"] - free) + "." * free
+            drawn = "#" * (node["gpus"]["total"] - free) + MARKS["free"] * free
+        found[node["name"]] = drawn if _open(node) else drawn.replace(MARKS["free"], CLOSED)
     return found
+
+
+def _mark(gpu: Item) -> str:
+    if gpu["health"] != "healthy":
+        return "x"
+    return CLOSED if gpu["use"] == "free" and gpu["migMode"] else MARKS[gpu["use"]]
+
+
+def _open(node: Item) -> bool:
+    """Say whether anybody can get a whole GPU of a node that is free."""
+    return bool(node["schedulable"] and node["ready"] and node["wholeGpus"] and not node["unnamedHolder"])
 
 
 def _nodes(nodes: Sequence[Item], marks: dict[str, str]) -> Table:

@@ -67,6 +67,7 @@ def read_node(raw: Mapping[str, object], products: Mapping[str, str]) -> Node | 
         labels=tuple(sorted(labels.items())),
         taints=_taints(spec, warnings),
         unschedulable=spec.get("unschedulable") is True,
+        ready=_ready(status),
         zone=labels.get(ZONE, ""),
         rack=next((labels[key] for key in RACKS if labels.get(key)), ""),
         gpus_most=len(devices) if mode is Mode.EXACT else max(len(devices), _parts(_listed(status, "capacity", []))),
@@ -108,6 +109,14 @@ def _taints(spec: Mapping[str, object], warnings: list[str]) -> tuple[Taint, ...
     if not isinstance(listed, list) or len(listed) > LISTED_MAX:
         listed = [None]
     return tuple(_taint(raw, warnings) for raw in listed)
+
+
+def _ready(status: Mapping[str, object]) -> bool:
+    """Say whether the condition Ready is True; one that is absent or cannot be read is not."""
+    listed = status.get("conditions")
+    return isinstance(listed, list) and any(
+        isinstance(one, dict) and one.get("type") == "Ready" and one.get("status") == "True" for one in listed
+    )
 
 
 def _taint(raw: object, warnings: list[str]) -> Taint:

@@ -444,8 +444,9 @@ def _bounded(amounts: Amounts) -> Amounts:
     )
 
 
+COMPARED = Node.__dataclass_fields__.keys() - {"resource_version", "ready"}
+
+
 def _same(old: Node, new: Node) -> bool:
-    """Say whether two readings of a node differ in nothing but their resourceVersion."""
-    return old == new or all(
-        getattr(old, field) == getattr(new, field) for field in Node.__dataclass_fields__ if field != "resource_version"
-    )
+    """Say whether two readings of a node differ in nothing but their resourceVersion and readiness, which is shown."""
+    return old == new or all(getattr(old, field) == getattr(new, field) for field in COMPARED)

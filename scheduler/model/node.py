@@ -88,6 +88,7 @@ class Node:
     labels: tuple[tuple[str, str], ...] = ()  # sorted
     taints: tuple[Taint, ...] = ()
     unschedulable: bool = False
+    ready: bool = True  # shown only: kube-scheduler keeps pods away by the taints that come with it
     zone: str = ""
     rack: str = ""
     gpus_most: int = 0

@@ -214,6 +214,8 @@ class Views:
             "cpuMilli": {"total": node.amounts.cpu_milli, "free": int(snapshot.cpu_milli_free[row])},
             "memoryBytes": {"total": node.amounts.memory_bytes, "free": int(snapshot.memory_bytes_free[row])},
             "schedulable": not node.unschedulable,
+            "ready": node.ready,
+            "wholeGpus": node.whole_gpus,
             "unnamedHolder": bool(snapshot.foreign[row]),
             "warnings": list(node.warnings),
             "pods": len(self.desk.registry.holders(name)),

@@ -101,6 +101,34 @@ async def test_top_draws_each_gpu(stage: Stage, capsys: Capture) -> None:
     assert "ready" in said.out
 
 
+async def test_what_nobody_can_take_whole_is_not_free(stage: Stage, capsys: Capture) -> None:
+    for name, change in (("exact-1", {"unschedulable": True}), ("seen-1", {})):
+        raw = raw_node(name, mode="exact" if name == "exact-1" else "observed")
+        raw["spec"] = change
+        raw["status"]["conditions"] = [{"type": "Ready", "status": "True" if change else "Unknown"}]
+        stage.node(raw)
+    stage.node(raw_node("mig-1", **{"tessera.dev/mig-devices": "0-1"}))
+    replicas = raw_node("replicas-1", mode="observed", gpus=2)
+    replicas["metadata"]["labels"]["nvidia.com/gpu.replicas"] = "2"
+    stage.node(replicas)
+    stage.bound("one", "seen-1", 3)
+    async with stage.serving():
+        top = (await tessera(capsys, "top", "--api", stage.url)).out
+        table = (await tessera(capsys, "nodes", "--api", stage.url)).out
+        found = (await tessera(capsys, "nodes", "--api", stage.url, "--json")).json["nodes"]
+    drawn = {line.split()[0]: line.split()[3] for line in top.splitlines() if "-1 " in line}
+    assert drawn["exact-1"] == "////////"
+    assert drawn["seen-1"] == "###/////"
+    assert drawn["mig-1"] == "//......"
+    assert drawn["replicas-1"] == "//"
+    assert "26: 3 used, 6 free, 0 unhealthy, 17 closed" in top
+    states = {line.split()[0]: line.strip() for line in table.splitlines()}
+    assert states["exact-1"].endswith("  cordoned")
+    assert states["seen-1"].endswith("  not ready")
+    assert states["mig-1"].endswith("  ok")
+    assert {node["name"] for node in found if not node["ready"]} == {"seen-1"}
+
+
 async def test_top_tells_when_tessera_is_not_ready(stage: Stage, capsys: Capture) -> None:
     stage.unready = "the API server was last heard 61 s ago"
     async with stage.serving():

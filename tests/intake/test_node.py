@@ -179,6 +179,24 @@ def test_what_cannot_be_read_is_a_warning(raw: Json) -> None:
     assert found.mode is Mode.OBSERVED
 
 
+@pytest.mark.parametrize(
+    ("conditions", "ready"),
+    [
+        ([{"type": "DiskPressure", "status": "True"}, {"type": "Ready", "status": "True"}], True),
+        ([{"type": "DiskPressure", "status": "True"}, {"type": "Ready", "status": "False"}], False),
+        ([{"type": "Ready", "status": "Unknown"}], False),
+        ([{"type": "Ready"}, "Ready", None], False),
+        ([], False),
+        ("Ready", False),
+        (None, False),
+    ],
+)
+def test_ready_is_what_says_so(conditions: object, ready: bool) -> None:
+    raw = node()
+    raw["status"]["conditions"] = conditions
+    assert read(raw).ready is ready
+
+
 def test_what_cannot_be_read_is_not_there() -> None:
     assert read(node(gpus="-1")).gpus == 0
     assert read(node(more={"cpu": "many"})).amounts.cpu_milli == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -145,6 +147,15 @@ def test_a_heartbeat_is_no_change() -> None:
     assert again is not None
     assert not registry.put_node(again)
     assert registry.generation == before
+
+
+def test_readiness_is_shown_and_changes_no_placing() -> None:
+    registry = Registry()
+    first = node("a")
+    registry.put_node(first)
+    before = registry.generation
+    assert not registry.put_node(replace(first, ready=False, resource_version="2"))
+    assert (registry.nodes["a"].ready, registry.generation) == (False, before)
 
 
 def test_a_late_delete_of_an_older_namesake_is_ignored() -> None:
