@@ -23,6 +23,7 @@ import aiohttp
 import orjson
 
 from bench.errors import BenchError
+from bench.hostile_agents import AgentAttacker, Judge, Swarm
 from bench.hostile_bodies import Attacker, Sent
 from bench.hostile_webhook import ReviewAttacker, ReviewOracle, trusting
 from bench.kube_objects import node_object, pod_object
@@ -191,7 +192,7 @@ async def run_hostile(port: str, bodies: int, seed: int, say: Say) -> Json:
     """Attack one port and return the report.
 
     Args:
-        port: `extender`, `webhook` or `api`.
+        port: `extender`, `webhook`, `agents` or `api`.
         bodies: how many requests.
         seed: of all of them.
         say: takes one line of progress.
@@ -202,12 +203,21 @@ async def run_hostile(port: str, bodies: int, seed: int, say: Say) -> Json:
     with tempfile.TemporaryDirectory(prefix="tessera-hostile-") as temporary:
         folder = Path(temporary)
         pods, names = cluster_files(folder)
-        more = ["--webhook=127.0.0.1:0"] if port == "webhook" else []
-        product = Product(folder, None, flags=[f"--embedded={folder}", *more])
-        attacker = (ReviewAttacker if port == "webhook" else Attacker)(seed, pods, names)
+        more = {
+            "webhook": ["--webhook=127.0.0.1:0"],
+            "agents": ["--agents=127.0.0.1:0", f"--agents-token={folder}/token"],
+        }
+        product = Product(folder, None, flags=[f"--embedded={folder}", *more.get(port, [])])
+        attackers: dict[str, type[Attacker]] = {"webhook": ReviewAttacker, "agents": AgentAttacker}
+        attacker = attackers.get(port, Attacker)(seed, pods, names)
         try:
             await product.start()
-            return await _Run(product, folder, attacker, port, say).everything(bodies, seed)
+            run = _Run(product, folder, attacker, port, say)
+            if isinstance(attacker, AgentAttacker):
+                token = (folder / "token").read_text().strip()
+                url = product.agents.replace("ws", "http", 1)
+                run.swarm = Swarm(url, token, names, attacker, Judge(run.found.note, run.answers))
+            return await run.everything(bodies, seed)
         except (ProductError, aiohttp.ClientError) as error:
             raise HostileError(str(error)) from error
         finally:
@@ -223,6 +233,8 @@ class _Run:
     say: Say
     found: Findings = field(default_factory=Findings)
     sent: int = 0
+    swarm: Swarm | None = None
+    answers: dict[str, int] = field(default_factory=dict)
 
     async def everything(self, bodies: int, seed: int) -> Json:
         before = await self._settled()
@@ -244,7 +256,8 @@ class _Run:
         changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
         for text in [*self.found.texts, *(f"changed: {key}" for key in changed[:5])]:
             self.say(text)
-        self.say(f"answers by status (0 = closed): {dict(sorted(self.found.statuses.items()))}")
+        answers = dict(sorted((self.answers or self.found.statuses).items()))
+        self.say(f"answers by {'kind' if self.swarm else 'status (0 = closed)'}: {answers}")
         found = self.found
         return {
             "sent": self.sent,
@@ -260,7 +273,7 @@ class _Run:
 
     async def _largest(self) -> None:
         """Send the largest bodies three times on every connection."""
-        if self.port != "api":
+        if self.port not in {"api", "agents"}:
             attacker = self.attacker
             make = attacker.largest_review if isinstance(attacker, ReviewAttacker) else attacker.largest
             lines = [Line(self._port(), self._tls()) for _ in range(CONNECTIONS)]
@@ -285,8 +298,10 @@ class _Run:
         looks_mib = [self._rss_mib()]
         drawing = asyncio.Lock()
         number = self._port()
-        make: Callable[[], Sent] = getattr(self.attacker, self.port)
         until = self.sent + count
+        if self.swarm is not None:
+            return await self._speak(self.swarm, until, looks_mib)
+        make: Callable[[], Sent] = getattr(self.attacker, self.port)
 
         async def sender() -> None:
             line = Line(number, self._tls())
@@ -312,9 +327,24 @@ class _Run:
         self.product.check()
         return median(looks_mib)
 
+    async def _speak(self, swarm: Swarm, until: int, looks_mib: list[float]) -> float:
+        """Send messages as node agents until so many are sent; returns the MiB that the process held meanwhile."""
+
+        def more() -> bool:
+            if self.sent >= until:
+                return False
+            self.sent += 1
+            if self.sent % LOOK_EVERY == 0:
+                looks_mib.append(self._rss_mib())
+            return True
+
+        await swarm.attack(more)
+        self.product.check()
+        return median(looks_mib)
+
     async def _slow(self) -> None:
         """Keep connections open with half a request, some with a byte now and then; each must be ended in time."""
-        number = int((self.product.webhook or self.product.extender).split(":")[2].split("/")[0])
+        number = int((self.product.agents or self.product.webhook or self.product.extender).split(":")[2].split("/")[0])
         begun = time.monotonic()
         starts = [start.replace(b"/scheduler/filter", b"/mutate") for start in SLOW] if self.product.webhook else SLOW
         every = [(start, place % 2 == 0) for start in starts for place in range(SLOW_EACH)]
@@ -324,7 +354,9 @@ class _Run:
         self.say(f"{len(ended)} slow senders were let go within {time.monotonic() - begun:.0f} s")
 
     async def _settled(self) -> dict[str, str]:
-        """Return the state once it stays as it is."""
+        """Return the state once it stays as it is; agents, if there are any, have just said that all is well."""
+        if self.swarm is not None:
+            await self.swarm.tell()
         deadline = time.monotonic() + SETTLE_MAX_S
         state = await self._state()
         while True:

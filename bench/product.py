@@ -31,7 +31,7 @@ class Product:
     Attributes:
         db: the database URL, the same for every start.
         extender: urlPrefix of the running process, empty before the first start; `api` likewise for people.
-        webhook: what kube-apiserver calls, empty when it was not asked for.
+        webhook: what kube-apiserver calls, empty when it was not asked for; `agents` likewise for node agents.
         ready_s: seconds from each start to its ready line.
     """
 
@@ -45,7 +45,7 @@ class Product:
         self._kubeconfig = kubeconfig
         self._child: Child | None = None
         self.db = f"sqlite:///{folder / 'tessera.db'}"
-        self.extender = self.api = self.webhook = ""
+        self.extender = self.api = self.webhook = self.agents = ""
         self.ready_s: list[float] = []
 
     async def start(self, environment: Mapping[str, str] | None = None) -> None:
@@ -72,6 +72,7 @@ class Product:
             await CLOCK.sleep(_POLL_S)
         self.ready_s.append(time.monotonic() - begun)
         self.extender, self.api, self.webhook = str(line["extender"]), str(line["api"]), str(line["webhook"] or "")
+        self.agents = str(line["agents"] or "")
 
     @property
     def pid(self) -> int:

@@ -75,7 +75,6 @@ def test_an_empty_dump_fails_with_a_sentence(tmp_path: Path) -> None:
         ("latency --rounds 0", "--rounds"),
         ("coldstart --pods 0", "--pods"),
         ("hostile --port side", "--port is extender, webhook, agents or api"),
-        ("hostile --port agents", "no agents port yet"),
         ("hostile --bodies 0", "--bodies"),
         ("check --only painting", "--only is one of latency"),
         ("paint", "paint"),
