@@ -48,6 +48,7 @@ WORKS = {
 }
 """Functions that change something, and what else they are known to answer; any call may answer the three above."""
 LOOK = "report"
+MEMORY = Path("/dev/shm")  # noqa: S108 - what a dead process wrote is there; a disk would only be slower
 DEATH = -signal.SIGKILL
 _FINDINGS_MAX = 20
 
@@ -135,8 +136,11 @@ def run_mig_faults(family: str, say: Say) -> Json:
     if not (shutil.which("gcc") or shutil.which("cc")):
         raise MigFaultsError("no C compiler is on the PATH (on Debian, as root: apt-get install build-essential).")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="tessera-mig-") as temporary:
-        library = load(build(Path(temporary)))  # the driver's bindings find a library that is loaded already
+    with (
+        tempfile.TemporaryDirectory(prefix="tessera-mig-") as built,
+        tempfile.TemporaryDirectory(prefix="tessera-mig-", dir=MEMORY if MEMORY.is_dir() else None) as temporary,
+    ):
+        library = load(build(Path(built)))  # the driver's bindings find a library that is loaded already
         for model in models:
             bench = _Bench(model, Box(library, Path(temporary)).add(model, 1), Path(temporary))
             for deed in bench.deeds():
