@@ -27,8 +27,8 @@ from .charging import Charging
 from .shortage import Shortage, beyond, raised
 from .turn import Barrier, owing
 
-PLACED_MAX = 1024
-"""Pods that one rehearsal places at most; what comes after that fits nowhere."""
+PLACED_MAX = 128
+"""Pods that one rehearsal places at most, a tenth of a second; what comes after that fits nowhere."""
 
 Tree = tuple[Quota, Usage]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Protocol, TypeAlias
 
 import structlog
@@ -112,7 +113,7 @@ class Access:
     async def subject(self, request: web.Request) -> Subject | None:
         """Return who asks, None for a stranger."""
         if not self.bearers:
-            return LOCAL
+            return LOCAL if _here(request.host) else None
         kind, _, token = request.headers.get("Authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token or not token.isascii():
             return None
@@ -160,6 +161,15 @@ class Access:
                     self.rate.charge(subject.name, self.rate.clock.monotonic() - began_s)
 
         return door
+
+
+def _here(host: str) -> bool:
+    """Say whether a Host header names this machine: a page in a browser may lead its own name to 127.0.0.1."""
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    try:
+        return name == "localhost" or ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _method(request: web.Request) -> str:

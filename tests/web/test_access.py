@@ -323,3 +323,28 @@ def test_bindings_tell_people_from_groups_and_one_source_from_another(
     )
     assert {grant.role for grant in bound("oidc", user, groups, bindings).grants} == roles
     assert not bound("kubernetes", user, groups, bindings).grants
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:8080", 200),
+        ("127.0.0.1:8080", 200),
+        ("[::1]", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 401),
+        ("evil.example:8080", 401),
+        ("127.0.0.1.evil.example", 401),
+        ("10.0.0.1", 401),
+        ("localhost.", 401),
+    ],
+)
+async def test_without_access_only_this_machines_names_are_answered(host: str, status: int) -> None:
+    app = api_app(Faces().views, Access((), Rate(RealClock())))
+    async with serving(app) as client, client.get("/api/v1/nodes", headers={"Host": host}) as answer:
+        assert answer.status == status
+    async with serving(Door().app()) as client:
+        headers = {"Host": host, "Authorization": "Bearer admin"}
+        async with client.get("/api/v1/nodes", headers=headers) as answer:
+            assert answer.status == 200
