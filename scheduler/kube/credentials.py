@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException, kube_config, load_incluster_config, load_kube_config
 
 from scheduler.clock import Clock
 from scheduler.errors import ConfigError
@@ -66,7 +66,8 @@ async def load(*, kubeconfig: str | None, in_cluster: bool, clock: Clock) -> Cre
     """
     configuration = Configuration()
     configuration.api_key = {}
-    _require_file(kubeconfig)
+    if not in_cluster:
+        _require_file(kubeconfig)
     try:
         if in_cluster:
             load_incluster_config(client_configuration=configuration)
@@ -87,8 +88,16 @@ async def load(*, kubeconfig: str | None, in_cluster: bool, clock: Clock) -> Cre
 
 
 def _require_file(path: str | None) -> None:
-    """Raise ConfigError when a file that was named cannot be read, which the client would take for an empty one."""
+    """Raise ConfigError when a file that was named cannot be read, which the client would take for an empty one.
+
+    Without a name one of the default files must be there.
+    """
     if path is None:
+        default = kube_config.KUBE_CONFIG_DEFAULT_LOCATION
+        places = [place for place in default.split(kube_config.ENV_KUBECONFIG_PATH_SEPARATOR) if place]
+        if not any(Path(place).expanduser().exists() for place in places):
+            named = " and no ".join(places) or "file in $KUBECONFIG"
+            raise ConfigError(f"There is no kubeconfig: no {named}; name one with --kubeconfig FILE.")
         return
     try:
         with Path(path).open("rb"):

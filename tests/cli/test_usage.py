@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.kube import credentials
 from tests.cli.stage import tessera
 
 Capture = pytest.CaptureFixture[str]
@@ -59,6 +60,18 @@ async def test_release_without_an_api_server_is_a_sentence_and_an_object(capsys:
     assert said.code == 1
     assert "Cannot read kubeconfig" in said.err
     assert json.loads(said.out)["ok"] is False
+
+
+@pytest.mark.parametrize(("default", "named"), [("{0}/a:{0}/b", "no {0}/a and no {0}/b"), ("", "$KUBECONFIG")])
+async def test_doctor_without_any_kubeconfig_is_one_sentence(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: str, named: str
+) -> None:
+    monkeypatch.setattr(credentials.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", default.format(tmp_path))
+    said = await tessera(capsys, "doctor")
+    assert (said.code, said.out, said.err.count("\n")) == (1, "", 1)
+    assert said.err.startswith("tessera: There is no kubeconfig: ")
+    assert named.format(tmp_path) in said.err
+    assert "--kubeconfig FILE" in said.err
 
 
 @pytest.mark.parametrize(
