@@ -329,7 +329,7 @@ def _sentence(where: str, text: str, problem: Mapping[str, Any]) -> str:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 part = inner
         return f"{place}: unknown key `{'.'.join(path)}`; allowed here: {', '.join(part.model_fields)}"
-    return f"{place}: `{'.'.join(path)}`: {problem['msg']}"
+    return f"{place}: `{'.'.join(path)}`: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _line(text: str, path: list[str]) -> int:

@@ -80,6 +80,7 @@ def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, parts: tu
         load(write(tmp_path, text), {})
     for part in parts:
         assert part in str(error.value)
+    assert "Value error" not in str(error.value)
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
