@@ -18,6 +18,7 @@ from scheduler.cli import serve
 from scheduler.cli.main import app
 from scheduler.cli.scheduler_config import check_configuration
 from scheduler.config import Settings
+from scheduler.decision.catalog import REASONS as MASK_WORDS
 from scheduler.decision.reasons import REASONS
 from scheduler.errors import StoreError
 from scheduler.intake.pod import read_pod
@@ -133,3 +134,11 @@ def test_the_ledgers_that_are_documented_are_those_that_open() -> None:
     assert {database.parse(f"{kind}://x/y").get_backend_name() for kind in kinds} == {"sqlite", "postgresql"}
     with pytest.raises(StoreError, match="postgresql://HOST/NAME"):
         database.parse("postgres://x/y")
+
+
+def test_every_step_of_the_funnel_is_explained_with_its_word() -> None:
+    page = (ROOT / "docs" / "refusals.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| step \|.*?\n\n", page, re.DOTALL)
+    rows = [[re.findall(r"`([A-Za-z-]+)`", cell) for cell in row.split("|")] for row in table.strip().splitlines()[2:]]
+    told = [pair for row in rows for pair in zip(row[1], row[3], strict=True)]
+    assert told == list(MASK_WORDS.items())

@@ -70,7 +70,7 @@ def lines(request: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if found["funnel"]:
         said.append("  nodes left: " + " -> ".join(_narrowing(found["funnel"])))
     if found["changes"]:
-        ideas = (f"{one['change']} ({one['nodes']} nodes)" for one in found["changes"])
+        ideas = (f"{one['change']} ({one['nodes']} node{'' if one['nodes'] == 1 else 's'})" for one in found["changes"])
         said.append("  would fit now: " + " | ".join(ideas))
     return said
 

@@ -74,6 +74,12 @@ SENTENCES: dict[str, tuple[str, str]] = {
 }
 """What an explanation adds to the constant sentence of a word."""
 
+IN_VAIN = (
+    " A new node was asked for {0} min ago, and none that takes it has come.",
+    " {0}분 전에 새 노드를 요청했으나 맞는 노드가 오지 않았습니다.",
+)
+"""What is added to the first reason where a new node was asked for and that is no longer what the request waits for."""
+
 
 def explanation(desk: Desk, row: Row) -> dict[str, Any]:
     """Return the explanation of one Request as the API shows it.
@@ -144,13 +150,21 @@ def _why(desk: Desk, row: Row, pod: Pod | None, places: dict[str, int | None]) -
         return _alone(PENDING)
     found = explain.why(desk.fits(pod), desk.asks.nearest(pod.request))
     words = set(_words(desk, row, pod)) & RANKED
-    masks = [one for one in found["reasons"] if not (words and one["code"] == PENDING)]
+    asked = AUTOSCALE in words  # then nobody need change what a node that comes will take
+    masks = [
+        one
+        for one in found["reasons"]
+        if not (words and one["code"] == PENDING) and not (asked and one["class"] == "change")
+    ]
     masks = [_told(desk, pod, SIZE, places) if one["code"] == SIZE else one for one in masks]
     hopeless = masks[:1] if masks and masks[0]["class"] != "wait" else []
     ranked: list[Cause] = []
     for tier in FIRST:
         ranked += [_told(desk, pod, word, places) for word in tier if word in words] if tier else hopeless
     found["reasons"] = ranked + masks[len(hopeless) :]
+    if pod.asked_us and not asked:
+        minutes = max(0, desk.clock.wall_us() - pod.asked_us) // 60_000_000
+        _add(found["reasons"][0], IN_VAIN, minutes)
     return found
 
 
@@ -199,10 +213,14 @@ def _told(desk: Desk, pod: Pod, word: str, places: dict[str, int | None]) -> Cau
         parts = (", ".join(missing),)
     found = explain.cause(word)
     if parts:
-        english, korean = SENTENCES[word]
-        found["text"] += english.format(*parts)
-        found["text_ko"] += korean.format(*parts)
+        _add(found, SENTENCES[word], *parts)
     return found
+
+
+def _add(found: Cause, sentence: tuple[str, str], *parts: object) -> None:
+    english, korean = sentence
+    found["text"] += english.format(*parts)
+    found["text_ko"] += korean.format(*parts)
 
 
 def _offered_nowhere(desk: Desk, pod: Pod) -> list[str]:

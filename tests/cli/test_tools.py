@@ -177,7 +177,7 @@ async def test_why_of_a_pod_that_waits_names_its_place_and_what_would_fit(stage:
     steps = people.out.partition("nodes left: ")[2].splitlines()[0].split(" -> ")
     counts = [int(step.rpartition(" ")[2]) for step in steps]
     assert counts == sorted(set(counts), reverse=True)
-    assert "ask for 3 instead of 8 GPUs (1 nodes)" in people.out
+    assert "ask for 3 instead of 8 GPUs (1 node)" in people.out
 
 
 async def test_why_of_a_wrong_wish_says_what_to_change(stage: Stage, capsys: Capture) -> None:

@@ -107,7 +107,7 @@ async def test_who_fits_no_node_is_let_go_without_a_nomination_and_bound_when_th
         assert condition(seen, "tessera.dev/Admitted")["reason"] == "WaitingForAutoscale"
         assert place.state(pod) is State.QUEUED
         told = explanation(place.tessera.desk, place.row(pod))
-        assert (told["class"], told["reasons"][0]["code"]) == ("wait", "WaitingForAutoscale")
+        assert (told["class"], [one["code"] for one in told["reasons"]]) == ("wait", ["WaitingForAutoscale"])
         await place.wait(120)
         assert calls
         assert all(call == ("one", {"small": "GpusBusy"}) for call in calls)
@@ -285,6 +285,12 @@ async def test_after_a_while_nothing_is_asked_and_the_pod_waits_on_as_one_that_c
         assert word(place, pod) == word(place, second) == "WaitingForAutoscale"
         await place.wait(300)
         assert (word(place, pod), word(place, second)) == ("ExceedsNodeSize", "WaitingForAutoscale")
+        told = explanation(place.tessera.desk, place.row(pod))["reasons"][0]
+        assert told["text"].endswith(" A new node was asked for 15 min ago, and none that takes it has come.")
+        assert " 15분 전에 새 노드를 요청했으나" in told["text_ko"]
+        coming = explanation(place.tessera.desk, place.row(second))["reasons"]
+        assert [one["code"] for one in coming] == ["WaitingForAutoscale"]
+        assert "ago" not in coming[0]["text"]
         assert len(place.tessera.desk.order.barriers["grows"]) == 1, "of the second"
         await place.delete("second")
         await place.wait(5)
