@@ -124,8 +124,9 @@ class Binder:
         pod = await self._live(args)
         if self.clock.monotonic() >= until_s:  # kube-scheduler no longer keeps the cpu and memory it chose
             raise BindRefused("the deadline passed before anything was claimed; kube-scheduler tries again")
-        if word := self.desk.registry.unsound(pod.uid, args.node):
-            raise DoesNotFit(word)  # it was reserved when its devices were well
+        reserved = row is not None and row.state is State.RESERVED  # a claim of it judges nothing again
+        if reserved and (word := self.desk.registry.unsound(pod.uid, args.node)):
+            raise DoesNotFit(word)
         changes = self.desk.claim(pod, args.node)
         try:
             await fault("bind.commit.before")
