@@ -225,7 +225,7 @@ def mig_faults(
     except BenchError as error:
         _finish({"seed": None, "ok": False, "error": str(error)}, as_json=as_json)
     changes.show(report)
-    _finish(report, as_json=as_json)
+    _finish(report, as_json=as_json, shown=True)
 
 
 @app.command()
@@ -413,7 +413,7 @@ def _run(
         _finish({"seed": seed, "ok": False, "error": str(error)}, as_json=as_json)
     if show:
         show(report)
-    _finish(report, as_json=as_json)
+    _finish(report, as_json=as_json, shown=show is not None)
 
 
 def _narrator() -> Say:
@@ -427,11 +427,17 @@ def _refuse(sentence: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def _finish(report: Json, *, as_json: bool) -> NoReturn:
-    """Print the report and end with its status."""
+def _finish(report: Json, *, as_json: bool, shown: bool = False) -> NoReturn:
+    """Print the report and end with its status.
+
+    Args:
+        report: with `ok`.
+        as_json: as one object; else as a table.
+        shown: people have seen a table of its own; the whole report is only for those who ask what is not ok.
+    """
     if as_json:
         print(json.dumps(report))
-    else:
+    elif not (shown and report["ok"]):
         table = Table("key", "value")
         for key, value in report.items():
             table.add_row(key, json.dumps(value) if key != "released" else f"{len(value)} pods")

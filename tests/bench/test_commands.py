@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from bench.__main__ import _run
 from tests.bench.dumps import EXACT, Fake, good_run, grants, pod
 
 ROOT = Path(__file__).parents[2]
@@ -95,3 +97,21 @@ def test_without_a_control_plane_a_bench_fails_with_one_sentence(arguments: str,
     report = json.loads(ran.stdout.splitlines()[-1])
     assert (ran.returncode, report["seed"], report["ok"]) == (1, seed, False)
     assert "/nowhere" in report["error"]
+
+
+@pytest.mark.parametrize(("ok", "status", "words"), [(True, 0, []), (False, 1, ["why", '"a pod is lost"'])])
+def test_who_has_seen_a_table_gets_the_whole_report_only_when_it_is_not_ok(
+    capsys: pytest.CaptureFixture[str], ok: bool, status: int, words: list[str]
+) -> None:
+    report: dict[str, object] = {"seed": 1, "ok": ok, "why": "a pod is lost"}
+
+    async def work(_: object) -> dict[str, object]:
+        return report
+
+    for as_json in (False, True):
+        shown: list[object] = []
+        with pytest.raises(typer.Exit) as ended:
+            _run(work, seed=1, as_json=as_json, show=shown.append)
+        out = capsys.readouterr().out
+        assert (ended.value.exit_code, shown) == (status, [report])
+        assert json.loads(out) == report if as_json else all(word in out for word in words) and bool(out) == (not ok)
