@@ -163,13 +163,14 @@ def explain_pod(
     pod: Annotated[str, typer.Argument(help="Name of the pod.")],
     *,
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "default",
+    lang: Annotated[str, typer.Option(help="en or ko; default: as LC_ALL, LC_MESSAGES or LANG say.")] = "",
     api: Url = DEFAULT,
     json: AsJson = False,
 ) -> None:
     """Say why a pod waits; exit 0 = it runs, 2 = wait, 3 = change the pod, 4 = for an administrator, 1 = error."""
     from .why import why  # noqa: PLC0415 - keeps `tessera --help` fast
 
-    why(pod, namespace, api, as_json=json)
+    why(pod, namespace, api, lang, as_json=json)
 
 
 @app.command("release")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -15,6 +18,9 @@ RUNNING, ERROR = 0, 1
 EXIT = {"wait": 2, "change": 3, "admin": 4}
 """Exit status by the class of the first reason; 0 = it runs or ran."""
 
+TEXTS = {"en": "text", "ko": "text_ko"}
+"""Language -> key of a reason's sentence in it."""
+
 OVER = frozenset({"RELEASED", "EXPIRED", "CANCELLED", "REJECTED", "FAILED"})
 PLACED = frozenset({"BOUND", "RUNNING", "RELEASED"})
 
@@ -25,8 +31,9 @@ class UnknownPodError(TesseraError):
     code = "request.not_found"
 
 
-def why(pod: str, namespace: str, url: str, *, as_json: bool) -> None:
-    """Explain one pod and exit with what it needs. Raises typer.Exit."""
+def why(pod: str, namespace: str, url: str, lang: str, *, as_json: bool) -> None:
+    """Explain one pod and exit with what it needs; `lang` is en, ko or empty. Raises typer.Exit, typer.BadParameter."""
+    text = TEXTS[language(lang, os.environ)]
     with reporting(as_json=as_json):
         api = Api(url)
         request = find(api, namespace, pod)
@@ -35,7 +42,7 @@ def why(pod: str, namespace: str, url: str, *, as_json: bool) -> None:
         if as_json:
             say_json(found, ok=code == RUNNING)
         else:
-            for line in lines(request, found):
+            for line in lines(request, found, text):
                 console().print(line)
     raise typer.Exit(code)
 
@@ -57,15 +64,25 @@ def status(found: dict[str, Any]) -> int:
     return EXIT.get(found["class"] or "", ERROR)
 
 
-def lines(request: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Return the explanation as a person reads it."""
+def language(asked: str, environment: Mapping[str, str]) -> str:
+    """Return en or ko: what was asked for, else what the locale of messages says. Raises typer.BadParameter."""
+    if asked:
+        if asked not in TEXTS:
+            raise typer.BadParameter(f"--lang {asked}: there are {' and '.join(TEXTS)}")
+        return asked
+    locale = next((said for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (said := environment.get(name))), "")
+    return "ko" if re.match(r"ko(?![a-z])", locale) else "en"
+
+
+def lines(request: dict[str, Any], found: dict[str, Any], text: str = "text") -> list[str]:
+    """Return the explanation as a person reads it; `text` is the key of the sentences."""
     head = [f"{request['namespace']}/{request['name']}", found["state"], f"queue {request['queue']}"]
     if request["node"]:
         head.append(f"node {request['node']}")
     if found["position"]:
         head.append(f"position {found['position']} of {found['waiting']}")
     said = ["  ".join(head)]
-    said += [f"  {one['text']}  [{one['code']}: {one['class']}]" for one in found["reasons"]]
+    said += [f"  {one[text]}  [{one['code']}: {one['class']}]" for one in found["reasons"]]
     said += [f"  warning: {sentence}" for sentence in found.get("warnings", ())]
     if found["funnel"]:
         said.append("  nodes left: " + " -> ".join(_narrowing(found["funnel"])))

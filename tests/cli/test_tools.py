@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from scheduler.decision.reasons import REASONS
@@ -178,6 +180,29 @@ async def test_why_of_a_pod_that_waits_names_its_place_and_what_would_fit(stage:
     counts = [int(step.rpartition(" ")[2]) for step in steps]
     assert counts == sorted(set(counts), reverse=True)
     assert "ask for 3 instead of 8 GPUs (1 node)" in people.out
+
+
+async def test_why_speaks_korean_where_it_is_asked_to_or_the_locale_says_so(
+    stage: Stage, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.bound("a", "exact-1", 8)
+    stage.pod("second", gpus=8)
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    async with stage.serving():
+        call = ["why", "second", "--api", stage.url]
+        english = (await tessera(capsys, *call)).out
+        asked = (await tessera(capsys, *call, "--lang", "ko")).out
+        monkeypatch.setenv("LANG", "ko_KR.UTF-8")
+        local = (await tessera(capsys, *call)).out
+        monkeypatch.setenv("LC_ALL", "kok_IN")
+        other = (await tessera(capsys, *call)).out
+        wrong = await tessera(capsys, *call, "--lang", "fr")
+    assert asked == local != english == other
+    words = re.findall(r"\[([A-Za-z]+): ", english)
+    assert words
+    assert all(REASONS[word].text_ko in asked and REASONS[word].text in english for word in words)
+    assert (wrong.code, "--lang fr: there are en and ko" in wrong.err) == (64, True)
 
 
 async def test_why_of_a_wrong_wish_says_what_to_change(stage: Stage, capsys: Capture) -> None:
