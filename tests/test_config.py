@@ -63,8 +63,8 @@ def test_the_environment_beats_the_file(tmp_path: Path) -> None:
             (":4:", "unknown key `nodeGroups.0.minNodes`", "maxNodes"),
         ),
         (
-            "nodeGroups:\n- name: a\n  capacity: {cpu: 8, memory: 1Gi}\n  taints:\n  - {key: a, effekt: NoSchedule}\n",
-            (":5:", "`nodeGroups.0.taints.0.effekt`", "allowed here: key, value, effect"),
+            "nodeGroups:\n- name: a\n  capacity: {cpu: 8, memory: 1Gi}\n  taints:\n  - {key: a, sort: NoSchedule}\n",
+            (":5:", "`nodeGroups.0.taints.0.sort`", "allowed here: key, value, effect"),
         ),
         ("nodeGroups:\n- name: a\n  capacity: {cpu: 8}\n", (":2:", "lacks memory")),
         ("nodeGroups:\n- name: a\n  capacity: {cpu: much, memory: 1Gi}\n", (":2:", "allocatable", "cpu")),
