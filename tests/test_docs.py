@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import kubernetes_validate
@@ -17,13 +18,18 @@ from scheduler import config
 from scheduler.cli import serve
 from scheduler.cli.main import app
 from scheduler.cli.scheduler_config import check_configuration
+from scheduler.clock import RealClock
 from scheduler.config import Settings
 from scheduler.decision.catalog import REASONS as MASK_WORDS
 from scheduler.decision.reasons import REASONS
+from scheduler.embedded.world import World
 from scheduler.errors import StoreError
+from scheduler.ids import seeded_ids
 from scheduler.intake.pod import read_pod
 from scheduler.intake.queue import read_queue
+from scheduler.ledger.queues import Queues
 from scheduler.store import database
+from tests.objects import raw_pod
 from tests.refusals import NO_ADVICE, PAGE, advice, written
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,3 +148,31 @@ def test_every_step_of_the_funnel_is_explained_with_its_word() -> None:
     rows = [[re.findall(r"`([A-Za-z-]+)`", cell) for cell in row.split("|")] for row in table.strip().splitlines()[2:]]
     told = [pair for row in rows for pair in zip(row[1], row[3], strict=True)]
     assert told == list(MASK_WORDS.items())
+
+
+def test_the_documented_queue_default_limits_pods_without_a_label_of_every_namespace() -> None:
+    (document,) = [one for one in map(yaml.safe_load, _queue_documents()) if one["metadata"]["name"] == "default"]
+    told = read_queue({**document, "spec": {**document["spec"], "parent": ""}})
+    made = Queues()
+    made.replace([(told, "")])
+    assert made.refusal("default", "anywhere") == ""
+    assert made.quota.keys("default") == ("gpu",)
+    none = read_queue({**document, "spec": {"nominal": {"gpu": 0}}})
+    made.replace([(none, "")])
+    assert made.refusal("default", "anywhere") == "NotAuthorized", "the line namespaceSelector matters"
+
+
+def _queue_documents() -> list[str]:
+    text = (ROOT / "docs" / "queues.md").read_text(encoding="utf-8")
+    blocks = [found[2] for found in BLOCK.finditer(text) if "kind: Queue" in found[2]]
+    return [part for block in blocks for part in block.split("---\n")]
+
+
+def test_namespaces_of_the_embedded_cluster_have_their_name_alone(tmp_path: Path) -> None:
+    for kind, items in (("nodes", []), ("pods", [raw_pod("one")])):
+        (tmp_path / f"{kind}.json").write_text(json.dumps({"kind": "List", "items": items}))
+    (tmp_path / "namespaces.json").write_text("[]")  # not read
+    world = World(RealClock(), seeded_ids(Random(1)), Random(1))
+    world.load(tmp_path)
+    (found,) = world.cluster.snapshot("namespaces")
+    assert found["metadata"]["labels"] == {"kubernetes.io/metadata.name": found["metadata"]["name"]}
