@@ -84,20 +84,28 @@ def counted(agents: Agents, outcome: Outcome) -> float:
 
 
 class Rough:
-    """One connection to a Tessera that loses, doubles, swaps and breaks as a seeded source says."""
+    """One connection to a Tessera that loses, doubles, swaps and breaks as a seeded source says.
 
-    def __init__(self, agents: Agents, rng: Random, rough: Callable[[], bool]) -> None:
+    `honest` ones only break, before or after a message has come, as TCP does.
+    """
+
+    def __init__(self, agents: Agents, rng: Random, rough: Callable[[], bool], *, honest: bool = False) -> None:
         self._talk, self._sleep = Talk(agents, CALLER), agents.desk.clock.sleep
-        self._rng, self._rough = rng, rough
+        self._rng, self._rough, self._honest = rng, rough, honest
         self._answers: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._late: list[bytes] = []
 
     async def send(self, frame: bytes) -> None:
         await self._sleep(self._rng.uniform(0, 0.2))
         fate = self._rng.random() if self._rough() else 1.0
-        if fate < 0.05:
+        if fate < (0.2 if self._honest else 0.05):
+            if fate > 0.1:
+                self._talk.hear(frame)
             self._answers.put_nowait(None)
             raise LineError("broken")
+        if self._honest:
+            self._hear(frame)
+            return
         late, self._late = self._late, []
         if fate < 0.15:
             self._late = [frame]
@@ -114,7 +122,7 @@ class Rough:
         except HungUp:
             self._answers.put_nowait(None)
             return
-        fate = self._rng.random() if self._rough() else 1.0
+        fate = self._rng.random() if self._rough() and not self._honest else 1.0
         for _ in range(0 if fate < 0.1 else 2 if fate < 0.2 else 1):
             self._answers.put_nowait(reply)
 

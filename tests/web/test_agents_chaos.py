@@ -18,7 +18,7 @@ from nodeagent.spool import Spool
 from nodeagent.stream import Line, LineError, Stream
 from scheduler.clock import LoopClock, VirtualLoop
 from scheduler.intake.report import read_report
-from scheduler.web.agents import Agents
+from scheduler.web.agents import Agents, Known
 from tests.web.agent_parts import GPUS, Rough, device, report, tessera
 
 QUIET_S = 400.0  # longer than a hung connection and the longest back-off
@@ -27,8 +27,17 @@ QUIET_S = 400.0  # longer than a hung connection and the longest back-off
 class Machine:
     """A machine whose agent is started anew now and then, and that is itself."""
 
-    def __init__(self, agents: Agents, rng: Random, folder: Path) -> None:
-        self.agents, self.rng, self.folder = agents, rng, folder
+    def __init__(self, agents: Agents, rng: Random, folder: Path, *, honest: bool) -> None:
+        self.agents, self.rng, self.folder, self.honest = agents, rng, folder, honest
+        self.made: list[int] = []
+        self.present: set[int] = set()
+        take = agents.take
+
+        def noted(known: Known, report: Report) -> None:
+            self.present.add(report.at_us)
+            take(known, report)
+
+        agents.take = noted  # type: ignore[method-assign]
         self.boot, self.seq, self.rough = 1, 0, True
         self.last: Report | None = None
         self.taken: Counter[int] = Counter()
@@ -43,7 +52,7 @@ class Machine:
     async def connect(self) -> Line:
         if self.rough and self.rng.random() < 0.3:
             raise LineError("nobody there")
-        return Rough(self.agents, self.rng, lambda: self.rough)
+        return Rough(self.agents, self.rng, lambda: self.rough, honest=self.honest)
 
     async def stop(self) -> None:
         self.task.cancel()
@@ -58,6 +67,7 @@ class Machine:
         devices = [device(slot, self.rng.choice(STATES), mig=mig) for slot in there]
         at_us = self.agents.wall_us()
         self.last = report(self.seq, *devices, boot=f"boot-{self.boot}", at_us=at_us)
+        self.made.append(at_us)
         self.stream.publish(self.last)
 
     async def live(self, looks: int) -> None:
@@ -71,22 +81,23 @@ class Machine:
                 self.start()
 
 
-async def story(seed: int, folder: Path) -> tuple[Agents, Machine]:
+async def story(seed: int, folder: Path, *, honest: bool) -> tuple[Agents, Machine]:
     agents = tessera(LoopClock(asyncio.get_running_loop()))
-    machine = Machine(agents, Random(seed), folder)
+    machine = Machine(agents, Random(seed), folder, honest=honest)
     await machine.live(machine.rng.randint(1, 30))
     machine.look()
+    await agents.desk.clock.sleep(3.0)
     machine.rough = False
     await agents.desk.clock.sleep(QUIET_S)
     await machine.stop()
     return agents, machine
 
 
-def told(seed: int) -> tuple[Agents, Machine]:
+def told(seed: int, *, honest: bool = False) -> tuple[Agents, Machine]:
     loop = VirtualLoop()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return loop.run_until_complete(story(seed, Path(folder)))
+            return loop.run_until_complete(story(seed, Path(folder), honest=honest))
     finally:
         loop.close()
 
@@ -106,6 +117,12 @@ def test_tessera_ends_with_the_last_report(seed: int) -> None:
 def test_the_past_is_taken_once_at_most(seed: int) -> None:
     _, machine = told(seed)
     assert max(machine.taken.values(), default=1) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_what_was_said_over_connections_that_break_nothing_is_lost(seed: int) -> None:
+    _, machine = told(seed, honest=True)
+    assert sorted([*machine.present, *machine.taken]) == machine.made
 
 
 def test_there_is_a_past() -> None:
