@@ -54,6 +54,8 @@ async def _empty(cluster: RealCluster) -> None:
         for namespace in sorted({pod["metadata"]["namespace"] for pod in pods}):
             await api.delete(f"/api/v1/namespaces/{namespace}/pods", {"gracePeriodSeconds": 0})
         await api.delete("/api/v1/nodes")
+        # A Lease that nobody renews says that kube-scheduler is down, and the next test's may take none.
+        await api.delete("/apis/coordination.k8s.io/v1/namespaces/tessera-system/leases")
 
 
 @pytest.fixture
