@@ -144,7 +144,7 @@ def started(log: str) -> Json:
         ColdstartError: the log says nothing of them.
     """
     for line in log.splitlines():
-        if '"event": "recovered"' in line:
+        if '"recovered"' in line:
             said = json.loads(line)
             return {key: said[key] for key in ("list_s", "rebuild_s", "verify_s")}
     raise ColdstartError("Tessera's log does not say how long its start took")

@@ -29,7 +29,7 @@ def test_no_device_is_given_twice() -> None:
 
 
 def test_the_phases_of_a_start_are_in_the_log() -> None:
-    line = '{"verify_s": 0.2, "list_s": 1.5, "rebuild_s": 0.1, "event": "recovered", "level": "info"}'
+    line = '{"verify_s":0.2,"list_s":1.5,"rebuild_s":0.1,"event":"recovered","level":"info"}'
     assert started(f"noise\n{line}\n") == {"verify_s": 0.2, "list_s": 1.5, "rebuild_s": 0.1}
     with pytest.raises(ColdstartError, match="does not say"):
         started("noise\n")

@@ -142,7 +142,6 @@ def test_fgd_scores_machines_that_changed_anew() -> None:
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     row = {"trace": "drawn", "policy": "tessera", "arrived": 100, "mean": 95.0}
     plot({"rows": [row, {**row, "arrived": 110, "mean": 96.0}]}, tmp_path / "curves.svg")
     assert "tessera" in (tmp_path / "curves.svg").read_text()
