@@ -19,6 +19,7 @@ from policies.columns import BoolArray
 from scheduler import GATE
 from scheduler.clock import Clock
 from scheduler.config import Settings
+from scheduler.decision.intents import TTL_S
 from scheduler.decision.reasons import OF_REQUEST
 from scheduler.desk import Desk
 from scheduler.errors import StoreError
@@ -289,6 +290,8 @@ class Turner:
             if pod is None or row is None or not self._may(pod, row):
                 if uid in self.releaser.settler.working:
                     self._next_s = min(self._next_s, now_s + SETTLING_S)
+                elif self.desk.intents.get(uid) is not None:  # nothing rings when it lapses
+                    self._next_s = min(self._next_s, now_s + TTL_S)
                 continue
             if row.not_before_us > now_us:
                 words[uid] = "BackingOff"

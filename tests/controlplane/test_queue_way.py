@@ -51,7 +51,7 @@ async def product(real_cluster: RealCluster, nodes: dict[str, Json], tmp_path: P
     assert nodes
     made = Product(tmp_path, real_cluster.kubeconfig(TESSERA))
     await made.start()
-    await real_cluster.start_kube_scheduler(made.extender)
+    await real_cluster.start_kube_scheduler(made.extender, leader_election=True)
     yield made
     await real_cluster.stop_kube_scheduler(kill=True)
     await made.stop()
