@@ -90,10 +90,7 @@ class Proxy:
         app.router.add_post("/scheduler/{verb}", self._handle)
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S))
         self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        _, port = self._runner.addresses[0][:2]
+        port = await _listen(self._runner)
         self.url = f"http://127.0.0.1:{port}/scheduler"
         return self
 
@@ -176,10 +173,7 @@ class ApiProxy:
         app = web.Application(client_max_size=_BODY_MAX)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._shown)
-        await site.start()
-        _, port = self._runner.addresses[0][:2]
+        port = await _listen(self._runner, self._shown)
         self.url = f"https://127.0.0.1:{port}"
         return self
 
@@ -280,3 +274,11 @@ def _summary(verb: str, said: object) -> Json:
     failed = {**(said.get("FailedNodes") or {}), **(said.get("FailedAndUnresolvableNodes") or {})}
     reasons = dict(sorted(Counter(failed.values()).items()))
     return {"names": names[:NAMES_KEPT], "count": len(names), "reasons": reasons, "error": said.get("Error", "")}
+
+
+async def _listen(runner: web.AppRunner, shown: ssl.SSLContext | None = None) -> int:
+    """Listen on a free port of the loopback, over TLS where a certificate is to be shown; return the port."""
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=shown).start()
+    port: int = runner.addresses[0][1]
+    return port

@@ -20,7 +20,6 @@ from scheduler import GATE
 from scheduler.clock import Clock
 from scheduler.config import Settings
 from scheduler.decision.intents import TTL_S
-from scheduler.decision.reasons import OF_REQUEST
 from scheduler.desk import Desk
 from scheduler.errors import StoreError
 from scheduler.faults import fault
@@ -38,6 +37,7 @@ from scheduler.queueing.together import Together
 from scheduler.queueing.turn import Amounts, Barrier, Turn, Unit
 from scheduler.releasing import Releaser
 from scheduler.settling import Settler, Writer
+from scheduler.waiting import BEHIND, PENDING, masked_word
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,6 @@ BROKEN_S = 1.0  # after a commit that failed
 SETTLING_S = 0.1  # somebody is busy with a request that waits: look again soon
 GANG_US = 60_000_000
 KINDS_MAX = 4096
-BEHIND = "WaitingBehindPriority"
 HOPS = 8  # turns of the loop between two slices: a call goes from its socket through several tasks to its answer
 PARTLY_BOUND = frozenset({State.BOUND, State.RUNNING})
 
@@ -258,7 +257,7 @@ class Turner:
         """Leave for those who come between two turns what this one found, on the nodes as they were when it began."""
         order = self.desk.order
         left = list(turn.undecided())
-        word = BEHIND if whole else "PendingEvaluation"
+        word = BEHIND if whole else PENDING
         self.grower.say(chain.from_iterable(unit.members for unit in left), word)
         nodes = self.desk.registry.snapshot().nodes
         order.barriers, order.layout = turn.barriers(nodes), layout
@@ -274,8 +273,7 @@ class Turner:
             self._nowhere_at = layout
             self._nowhere.clear()
         if unit.kind not in self._nowhere:
-            found = "" if self.desk.could(pod).any() else self.desk.fits(pod).failed.headline()
-            self._nowhere[unit.kind] = OF_REQUEST.get(found, found)
+            self._nowhere[unit.kind] = "" if self.desk.could(pod).any() else masked_word(self.desk, pod)
         return self._nowhere[unit.kind] or word
 
     async def _lined(self) -> AsyncIterator[Waiting]:

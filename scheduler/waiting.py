@@ -14,6 +14,7 @@ from scheduler.model.pod import Pod
 from scheduler.model.reservation import Row, State
 
 CAPACITY, PENDING, TOO_MANY = "WaitingForCapacity", "PendingEvaluation", "TooManyHeld"
+BEHIND = "WaitingBehindPriority"
 
 
 def waiting_word(desk: Desk, row: Row) -> str:
@@ -59,5 +60,10 @@ def judged_word(desk: Desk, row: Row) -> str:
     word, pod = waiting_word(desk, row), desk.registry.pods.get(row.id)
     if word != CAPACITY or pod is None:
         return word
+    return masked_word(desk, pod) or PENDING
+
+
+def masked_word(desk: Desk, pod: Pod) -> str:
+    """Return what the masks say of a pod on all nodes now, as of a request; empty where one takes it."""
     found = desk.fits(pod).failed.headline()
-    return OF_REQUEST.get(found, found) or PENDING
+    return OF_REQUEST.get(found, found)

@@ -129,7 +129,7 @@ class Access:
         @web.middleware
         async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
             resource = request.match_info.route.resource
-            row = None if resource is None else RULES.get((_method(request), resource.canonical))
+            row = None if resource is None else RULES.get((_named(request.method), resource.canonical))
             if row is None or row is ANYBODY:  # without a row: no such path or method, which the router says
                 return await handler(request)
             try:
@@ -170,10 +170,6 @@ def _here(host: str) -> bool:
         return name == "localhost" or ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _method(request: web.Request) -> str:
-    return "GET" if request.method == "HEAD" else request.method
 
 
 def seal(app: web.Application) -> web.Application:

@@ -33,7 +33,7 @@ from scheduler.queueing.order import rank_of
 from scheduler.queueing.rehearsal import Rehearsal
 from scheduler.queueing.shortage import Shortage, shortage
 from scheduler.queueing.turn import Barrier, barrier_for
-from scheduler.waiting import CAPACITY, PENDING
+from scheduler.waiting import BEHIND, CAPACITY, PENDING
 
 SHOWN = {State.BINDING: State.RESERVED, State.RECLAIMING: State.RUNNING}
 """Inner states as people see them."""
@@ -42,7 +42,7 @@ RESERVED = frozenset({State.RESERVED, State.BINDING})
 SETTLED = frozenset({State.BOUND, State.RUNNING, State.RECLAIMING, State.RELEASED})
 """Nobody need act: it runs, or it ran."""
 
-BEHIND, GANG, QUOTA, SIZE = "WaitingBehindPriority", "WaitingForGang", "WaitingForQuota", "ExceedsNodeSize"
+GANG, QUOTA, SIZE = "WaitingForGang", "WaitingForQuota", "ExceedsNodeSize"
 FIRST = (
     ("QueueNotFound", "NotAuthorized", "QueueStopped", "ExceedsQuotaLimit"),  # no turn ever comes to it
     (AUTOSCALE,),  # what the masks say of the nodes that are there matters less
